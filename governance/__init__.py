@@ -1,0 +1,1 @@
+"""Decides: records, events, ledger, signing, gates and lineage. Imports nothing of MLflow."""

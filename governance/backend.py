@@ -1,0 +1,130 @@
+"""The port through which commands and pages reach a governed store, local or remote.
+
+``mlflow_plugins`` implements it twice: on a database (``governed+sqlite:///…``) and over REST
+(``http://…``). Implementations are found through the entry-point group ``chancery.backend``, so
+that this package never imports MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from governance.errors import ConfigurationError
+from governance.records import Decision
+
+__all__ = ["Backend", "PromotionRequest", "open_backend"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionRequest:
+    """An open (or used) promotion statement and what has been signed so far.
+
+    Attributes:
+        statement_id: Hex SHA-256 of ``payload``.
+        payload: The exact in-toto statement bytes that approvers sign.
+        model: ``models:/name/version``.
+        environment: Target environment.
+        threshold: Distinct persons needed.
+        approvals: Persons who approved so far.
+        not_after_ms: Deadline for the promotion.
+        requested_by: Who asked.
+        used: Whether a promotion has used it.
+        decision: The gate's decision at the time of the request, without signatures.
+    """
+
+    statement_id: str
+    payload: bytes
+    model: str
+    environment: str
+    threshold: int
+    approvals: tuple[str, ...]
+    not_after_ms: int
+    requested_by: str
+    used: bool
+    decision: Mapping[str, Any]
+
+
+class Backend(Protocol):
+    """What a governed store offers beside MLflow's own interface.
+
+    Every method raises a ``GovernanceError`` with a remedy when it can not do as asked.
+    """
+
+    def request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
+        """Evaluate every condition but the signatures and issue a statement.
+
+        Raises:
+            PromotionDeniedError: a condition is not met.
+        """
+        ...
+
+    def promotion_request(self, statement_id: str) -> PromotionRequest:
+        """Look one up by its id or a unique prefix (at least 6 digits) of it."""
+        ...
+
+    def promotion_requests(self, name: str | None = None) -> Sequence[PromotionRequest]:
+        """Newest first; of one registered model or of all."""
+        ...
+
+    def approve(self, statement_id: str, bundle: str) -> PromotionRequest:
+        """Add one person's signature, a sigstore bundle over the statement's payload."""
+        ...
+
+    def evaluate(self, name: str, version: int, environment: str) -> Decision:
+        """The decision as of now, signatures included; changes nothing."""
+        ...
+
+    def revoke(self, name: str, version: int, reason: str) -> None:
+        """Refuse every further load and promotion of the version."""
+        ...
+
+    def release(self, name: str, version: int) -> Mapping[str, Any]:
+        """The ``chancery.release/v1`` document that a verified load checks."""
+        ...
+
+    def trust_roots(self) -> Sequence[tuple[bytes, Sequence[str]]]:
+        """The chain of trust-roots documents: (payload, bundles), oldest first."""
+        ...
+
+    def change_trust_roots(self, payload: bytes, bundles: Sequence[str]) -> None:
+        """Append the next trust-roots document, signed by the administrators before it."""
+        ...
+
+    def ledger_export(self) -> Iterator[bytes]:
+        """Lines of a ``chancery.ledger-export/v1`` file, without line ends."""
+        ...
+
+    def ledger_entries(self, start: int, limit: int) -> Sequence[tuple[int, bytes]]:
+        """(index, canonical event) from ``start``; a negative start counts from the end."""
+        ...
+
+    def lineage(
+        self, node_id: str, *, direction: str, depth: int
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """(nodes, edges) of ``governance.lineage`` reachable ``up`` or ``down``."""
+        ...
+
+    def resolve(self, name: str, version_or_alias: str) -> int:
+        """The version number behind ``3`` or ``@champion``."""
+        ...
+
+    def download(self, name: str, version: int, destination: str) -> str:
+        """Fetch the version's files, unverified, into an empty directory; its path."""
+        ...
+
+
+def open_backend(uri: str) -> Backend:
+    """The backend for a store URI.
+
+    Raises:
+        ConfigurationError: no installed package provides one, or the URI is not supported.
+    """
+    for point in entry_points(group="chancery.backend"):
+        backend: Backend = point.load()(uri)
+        return backend
+    raise ConfigurationError(
+        "no package provides a backend for chancery", "reinstall with `pip install mlflow-chancery`"
+    )

@@ -1,0 +1,209 @@
+"""Canonical JSON (RFC 8785) and the digest of a directory.
+
+Two digests identify a model directory:
+
+- the *root digest* of OpenSSF Model Signing (OMS) 1.0: SHA-256 over the SHA-256 digests of the
+  files, in the order of their paths. Any OMS tool computes the same.
+- the *manifest digest*: SHA-256 of the canonical JSON manifest, which also binds every file's
+  path and size (the root digest alone does not notice a renaming that keeps the order).
+
+Symbolic links and special files are refused: what they point at could change after the digest.
+``registered_model_meta`` at the top is MLflow's own note to the downloader and never counted.
+
+Example::
+
+    manifest = digest_directory(Path("model"))
+    manifest.root_digest, manifest.manifest_digest
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+
+from governance.errors import TamperedError
+
+__all__ = [
+    "IGNORED_FILES",
+    "FileDigest",
+    "Manifest",
+    "canonical_json",
+    "digest_directory",
+    "parse_json",
+    "sha256_hex",
+]
+
+IGNORED_FILES = frozenset({"registered_model_meta"})
+"""Files at the top of a model directory that MLflow writes after download."""
+
+_CHUNK = 1 << 20
+
+
+def sha256_hex(data: bytes) -> str:
+    """Lower-case hex SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """RFC 8785 bytes of ``value``.
+
+    Raises:
+        ValueError: for floats (numbers travel as strings), integers of 2**53 and more, lone
+            surrogates, or types that JSON does not have.
+    """
+    _reject_floats(value, "$")
+    return rfc8785.dumps(value)
+
+
+def _reject_floats(value: Any, where: str) -> None:
+    if isinstance(value, float):
+        raise ValueError(f"{where} is a float; write numbers that are hashed as strings")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _reject_floats(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            _reject_floats(item, f"{where}[{position}]")
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Parse JSON, refusing duplicate keys, NaN and Infinity.
+
+    Raises:
+        ValueError: malformed, duplicate key, or a number JSON does not have.
+    """
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(items)
+        if len(result) != len(items):
+            raise ValueError("duplicate key in a JSON object")
+        return result
+
+    def constant(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(data, object_pairs_hook=pairs, parse_constant=constant)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FileDigest:
+    """One file: POSIX path relative to the directory, size in bytes, hex SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files of a model directory, in the order of their paths."""
+
+    files: tuple[FileDigest, ...]
+
+    @classmethod
+    def of(cls, files: Iterable[FileDigest]) -> Manifest:
+        return cls(tuple(sorted(files)))
+
+    @property
+    def root_digest(self) -> str:
+        """OMS root digest (hex)."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(bytes.fromhex(file.sha256))
+        return digest.hexdigest()
+
+    @property
+    def manifest_digest(self) -> str:
+        """SHA-256 (hex) of ``to_json``."""
+        return sha256_hex(self.to_json())
+
+    def to_json(self) -> bytes:
+        return canonical_json(
+            {
+                "format": "chancery.manifest/v1",
+                "files": [
+                    {"path": f.path, "size": str(f.size), "sha256": f.sha256} for f in self.files
+                ],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Manifest:
+        """Inverse of ``to_json``.
+
+        Raises:
+            ValueError: unknown format, or malformed.
+        """
+        document = parse_json(data)
+        if not isinstance(document, dict) or document.get("format") != "chancery.manifest/v1":
+            raise ValueError("not a chancery.manifest/v1 document")
+        return cls.of(FileDigest(f["path"], int(f["size"]), f["sha256"]) for f in document["files"])
+
+    def difference(self, other: Manifest) -> list[str]:
+        """What changed from ``self`` (expected) to ``other`` (found), one line a file."""
+        expected = {f.path: f for f in self.files}
+        found = {f.path: f for f in other.files}
+        lines = [f"removed file {path}" for path in sorted(expected.keys() - found.keys())]
+        lines += [f"added file {path}" for path in sorted(found.keys() - expected.keys())]
+        lines += [
+            f"changed file {path} (expected sha256 {expected[path].sha256[:12]}…, "
+            f"found {found[path].sha256[:12]}…)"
+            for path in sorted(expected.keys() & found.keys())
+            if expected[path] != found[path]
+        ]
+        return lines
+
+
+def digest_directory(root: Path) -> Manifest:
+    """Hash every file under ``root``.
+
+    Raises:
+        TamperedError: a symbolic link or special file is in the directory.
+        FileNotFoundError: ``root`` does not exist.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a directory")
+    paths = sorted(_walk(root, ""))
+    # hashlib releases the interpreter lock for large buffers, so threads use the cores.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        return Manifest.of(pool.map(lambda path: _digest_file(root, path), paths))
+
+
+def _walk(root: Path, prefix: str) -> Iterator[str]:
+    with os.scandir(root / prefix if prefix else root) as entries:
+        for entry in entries:
+            path = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.is_symlink():
+                raise TamperedError(
+                    f"{path} is a symbolic link; a model directory holds regular files only",
+                    "log the file itself instead of a link to it",
+                )
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, path)
+            elif path not in IGNORED_FILES:
+                yield path
+
+
+def _digest_file(root: Path, path: str) -> FileDigest:
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(root / path, flags)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise TamperedError(f"{path} is not a regular file")
+        digest = hashlib.sha256()
+        size = 0
+        buffer = bytearray(_CHUNK)
+        view = memoryview(buffer)
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            size += count
+    return FileDigest(path, size, digest.hexdigest())

@@ -1,0 +1,326 @@
+"""Our tables, on our own ``MetaData``, and their migrations.
+
+MLflow's tables are never altered: no foreign keys and no triggers on them. The tables live in
+MLflow's database, so that a change and its audit event commit or roll back together. Migrations
+run under Alembic with a version table of their own.
+
+Times are integers: milliseconds since the epoch. Digests are lower-case hex SHA-256.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Engine,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    text,
+)
+from sqlalchemy.engine import make_url
+
+__all__ = [
+    "approvals",
+    "checkpoints",
+    "clearances",
+    "connect",
+    "epochs",
+    "ledger_entries",
+    "ledger_nodes",
+    "ledger_state",
+    "lineage_edges",
+    "lineage_nodes",
+    "metadata",
+    "migrate",
+    "migrations_at_head",
+    "models",
+    "nonces",
+    "outbox",
+    "sealed_artifacts",
+    "sealed_runs",
+    "statements",
+    "trust_roots",
+    "versions",
+]
+
+VERSION_TABLE = "chancery_alembic_version"
+
+metadata = MetaData()
+
+_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite autoincrements INTEGER only
+
+models = Table(
+    "chancery_models",
+    metadata,
+    Column("model_uid", String(32), primary_key=True),
+    Column("name", String(256), nullable=False, index=True),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("deleted_ms", BigInteger),
+)
+"""One row an incarnation of a registered model; a live one has no ``deleted_ms``."""
+
+versions = Table(
+    "chancery_versions",
+    metadata,
+    Column("version_uid", String(32), primary_key=True),
+    Column("model_uid", String(32), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("artifact_uri", Text),
+    Column("logged_model_id", String(64)),
+    Column("run_id", String(64)),
+    Column("root_digest", String(64), index=True),
+    Column("manifest_digest", String(64)),
+    Column("manifest", Text),
+    Column("digest_error", Text),
+    Column("registered_by", String(256), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("revoked_ms", BigInteger),
+    Column("revoked_reason", Text),
+    Column("deleted_ms", BigInteger),
+    UniqueConstraint("model_uid", "version", name="chancery_versions_model_version"),
+)
+
+sealed_runs = Table(
+    "chancery_sealed_runs",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("version_uid", String(32), primary_key=True),
+)
+"""Runs behind registered versions; a run's seal closes when the run ends."""
+
+sealed_artifacts = Table(
+    "chancery_sealed_artifacts",
+    metadata,
+    Column("path_digest", String(64), primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("version_uid", String(32), primary_key=True),
+)
+"""Artifact locations behind registered versions (URI without a trailing slash)."""
+
+statements = Table(
+    "chancery_statements",
+    metadata,
+    Column("statement_id", String(64), primary_key=True),
+    Column("nonce", String(64), nullable=False, unique=True),
+    Column("payload", LargeBinary, nullable=False),
+    Column("model_uid", String(32), nullable=False),
+    Column("version_uid", String(32), nullable=False),
+    Column("environment", String(64), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("threshold", Integer, nullable=False),
+    Column("not_after_ms", BigInteger, nullable=False),
+    Column("requested_by", String(256), nullable=False),
+    Column("decision", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("used_ms", BigInteger),
+    Index("chancery_statements_target", "version_uid", "environment"),
+)
+
+approvals = Table(
+    "chancery_approvals",
+    metadata,
+    Column("statement_id", String(64), primary_key=True),
+    Column("keyid", String(64), primary_key=True),
+    Column("person", String(256), nullable=False),
+    Column("bundle", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+clearances = Table(
+    "chancery_clearances",
+    metadata,
+    Column("clearance_id", String(32), primary_key=True),
+    Column("statement_id", String(64), nullable=False, unique=True),
+    Column("model_uid", String(32), nullable=False),
+    Column("version_uid", String(32), nullable=False, index=True),
+    Column("environment", String(64), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("granted_ms", BigInteger, nullable=False),
+    UniqueConstraint("model_uid", "environment", "epoch", name="chancery_clearances_epoch"),
+)
+"""A used statement: the version was let into the environment at this registry epoch."""
+
+epochs = Table(
+    "chancery_epochs",
+    metadata,
+    Column("model_uid", String(32), primary_key=True),
+    Column("environment", String(64), primary_key=True),
+    Column("epoch", Integer, nullable=False),
+)
+"""Registry epoch per model and environment; only ever grows."""
+
+trust_roots = Table(
+    "chancery_trust_roots",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("bundles", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+nonces = Table(
+    "chancery_nonces",
+    metadata,
+    Column("keyid", String(64), primary_key=True),
+    Column("nonce", String(64), primary_key=True),
+    Column("request_digest", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_ms", BigInteger, nullable=False, index=True),
+)
+
+lineage_nodes = Table(
+    "chancery_lineage_nodes",
+    metadata,
+    Column("node_id", String(512), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("attributes", Text, nullable=False),
+)
+
+lineage_edges = Table(
+    "chancery_lineage_edges",
+    metadata,
+    Column("source_id", String(512), primary_key=True),
+    Column("relation", String(32), primary_key=True),
+    Column("target_id", String(512), primary_key=True, index=True),
+    Column("event_id", String(64), nullable=False),
+)
+
+outbox = Table(
+    "chancery_outbox",
+    metadata,
+    Column("outbox_id", _Serial, primary_key=True, autoincrement=True),
+    Column("event_id", String(64), nullable=False, unique=True),
+    Column("leaf", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Events that are committed but not yet in the tree."""
+
+ledger_state = Table(
+    "chancery_ledger_state",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("origin", String(256), nullable=False),
+    Column("size", BigInteger, nullable=False),
+)
+"""One row; updating it first is the sequencer's lock on either database."""
+
+ledger_entries = Table(
+    "chancery_ledger_entries",
+    metadata,
+    Column(
+        "idx", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False
+    ),
+    Column("event_id", String(64), nullable=False, unique=True),
+    Column("leaf", LargeBinary, nullable=False),
+    Column("leaf_hash", LargeBinary(32), nullable=False),
+)
+
+ledger_nodes = Table(
+    "chancery_ledger_nodes",
+    metadata,
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary(32), nullable=False),
+)
+"""Hashes of complete subtrees of 2**level leaves, level >= 1."""
+
+checkpoints = Table(
+    "chancery_checkpoints",
+    metadata,
+    Column(
+        "size", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False
+    ),
+    Column("note", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+"""C2SP checkpoints signed by the log's key."""
+
+
+_engines: dict[str, Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def connect(uri: str) -> Engine:
+    """An engine for our own transactions (never MLflow's), one per process and URI.
+
+    SQLite connections wait up to 20 s for the write lock.
+    """
+    key = f"{os.getpid()}:{uri}"
+    with _engines_lock:
+        engine = _engines.get(key)
+        if engine is None:
+            sqlite = make_url(uri).get_backend_name() == "sqlite"
+            arguments: dict[str, Any] = {"connect_args": {"timeout": 20}} if sqlite else {}
+            engine = create_engine(uri, pool_pre_ping=not sqlite, **arguments)
+            _engines[key] = engine
+    return engine
+
+
+def migrate(engine: Engine) -> None:
+    """Bring our tables to the newest version. Safe when several servers start at once."""
+    from alembic import command
+
+    if migrations_at_head(engine):
+        return
+    with _migration_lock(engine), engine.connect() as connection:
+        config = _alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()
+
+
+def migrations_at_head(engine: Engine) -> bool:
+    """Whether our tables are at the version this code was written for."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        return context.get_current_revision() == head
+
+
+def _alembic_config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option(
+        "script_location", str(Path(__file__).parent / "migrations").replace("%", "%%")
+    )
+    return config
+
+
+@contextmanager
+def _migration_lock(engine: Engine) -> Iterator[None]:
+    """One migration at a time: an advisory lock on PostgreSQL, a file lock for SQLite."""
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(4713270591)"))
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(4713270591)"))
+        return
+    import fcntl
+
+    database = engine.url.database
+    path = f"{database}.migrate.lock" if database and database != ":memory:" else None
+    with open(path or Path(gettempdir()) / "chancery-migrate.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

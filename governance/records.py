@@ -1,0 +1,173 @@
+"""Frozen records that rooms pass to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "Approval",
+    "Candidate",
+    "Condition",
+    "Decision",
+    "Evidence",
+    "MetricEvidence",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A registered model version as governance knows it.
+
+    Attributes:
+        model_uid: Id of this incarnation of the registered model (survives a rename, not a
+            delete-and-recreate).
+        model_name: Its current name.
+        version: Its number.
+        version_uid: Id of this incarnation of the version.
+        logged_model_id: MLflow's ``m-…`` id, when the version came from a logged model.
+        run_id: The run that made it, when known.
+        root_digest: OMS root digest (hex), or None when the artifact could not be read.
+        manifest_digest: Digest of the file manifest (hex), or None likewise.
+        digest_error: Why the artifact could not be read.
+        revoked_reason: Why it was revoked; None when it was not.
+    """
+
+    model_uid: str
+    model_name: str
+    version: int
+    version_uid: str
+    logged_model_id: str | None = None
+    run_id: str | None = None
+    root_digest: str | None = None
+    manifest_digest: str | None = None
+    digest_error: str | None = None
+    revoked_reason: str | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.model_name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricEvidence:
+    """One metric value and where it was read.
+
+    Attributes:
+        name: Metric name.
+        value: Value (float; may be NaN, which never meets a threshold).
+        source: ``run``, ``logged_model`` or ``evaluation``.
+        source_id: Run id or logged-model id.
+        timestamp_ms: When it was logged (ms since the epoch).
+    """
+
+    name: str
+    value: float
+    source: str
+    source_id: str
+    timestamp_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything the gates may read about a candidate.
+
+    Attributes:
+        metrics: All metric values found, from every source.
+        run_tags: Tags of the run, as sealed.
+        run_status: MLflow's run status (``FINISHED`` …), None when there is no run.
+        dataset_digests: Digests of the run's dataset inputs.
+        cleared_environments: Environments this very version (same digest) was promoted to.
+        signers: Distinct persons with a valid approval of one open statement for the target.
+        statement_id: That statement.
+        approval_problems: Why other approvals did not count, one sentence each.
+        actor_proof: How the acting person is proven (``signed`` …).
+    """
+
+    metrics: tuple[MetricEvidence, ...] = ()
+    run_tags: Mapping[str, str] = field(default_factory=dict)
+    run_status: str | None = None
+    dataset_digests: tuple[str, ...] = ()
+    cleared_environments: frozenset[str] = frozenset()
+    signers: tuple[str, ...] = ()
+    statement_id: str | None = None
+    approval_problems: tuple[str, ...] = ()
+    actor_proof: str = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition of a decision.
+
+    Attributes:
+        name: Short stable name (``metric:accuracy``, ``approvals`` …).
+        met: Whether it holds.
+        required: What the policy asks for, in plain words.
+        found: The evidence that was read, in plain words.
+        remedy: How to meet it; empty when met.
+    """
+
+    name: str
+    met: bool
+    required: str
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcome of a gate: every condition, met or not, with its evidence and remedy."""
+
+    model: str
+    environment: str
+    conditions: tuple[Condition, ...]
+    policy_digest: str = ""
+
+    @property
+    def allowed(self) -> bool:
+        """True when there is at least one condition and all are met (deny by default)."""
+        return bool(self.conditions) and all(c.met for c in self.conditions)
+
+    def explain(self) -> str:
+        """Plain words: one sentence a condition that is not met, with its remedy."""
+        if self.allowed:
+            return f"{self.model} may be promoted to {self.environment}."
+        unmet = [c for c in self.conditions if not c.met]
+        lines = [f"{self.model} may not be promoted to {self.environment} yet:"]
+        lines += [
+            f"({number}) {c.required}, but {c.found}. Remedy: {c.remedy}"
+            for number, c in enumerate(unmet, 1)
+        ]
+        if not unmet:
+            lines.append("no condition was evaluated, so nothing is allowed.")
+        return " ".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "environment": self.environment,
+            "allowed": self.allowed,
+            "policyDigest": self.policy_digest,
+            "conditions": [
+                {
+                    "name": c.name,
+                    "met": c.met,
+                    "required": c.required,
+                    "found": c.found,
+                    "remedy": c.remedy,
+                }
+                for c in self.conditions
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A person's signature over a promotion statement (a sigstore bundle, JSON text)."""
+
+    statement_id: str
+    person: str
+    keyid: str
+    bundle: str
+    created_ms: int
