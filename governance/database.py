@@ -88,6 +88,7 @@ versions = Table(
     Column("manifest_digest", String(64)),
     Column("manifest", Text),
     Column("digest_error", Text),
+    Column("run_record", Text),
     Column("registered_by", String(256), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger),

@@ -99,15 +99,21 @@ class PolicyError(ConfigurationError):
 
 
 class RefusedError(GovernanceError):
+    """``subject`` is what the refused change was about, as a URI."""
+
     code = "REFUSED"
     http_status = 403
+
+    def __init__(self, message: str, remedy: str = "", *, subject: str = "") -> None:
+        super().__init__(message, remedy)
+        self.subject = subject
 
 
 class PromotionDeniedError(RefusedError):
     code = "PROMOTION_DENIED"
 
     def __init__(self, decision: Decision) -> None:
-        super().__init__(decision.explain())
+        super().__init__(decision.explain(), subject=decision.model)
         self.decision = decision
 
 

@@ -198,6 +198,7 @@ def upgrade() -> None:
         sa.Column("manifest_digest", sa.String(length=64), nullable=True),
         sa.Column("manifest", sa.Text(), nullable=True),
         sa.Column("digest_error", sa.Text(), nullable=True),
+        sa.Column("run_record", sa.Text(), nullable=True),
         sa.Column("registered_by", sa.String(length=256), nullable=False),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
         sa.Column("revoked_ms", sa.BigInteger(), nullable=True),

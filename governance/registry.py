@@ -1,0 +1,336 @@
+"""Our rows about registered models and versions: identity, artifact digests, seals, revocation.
+
+MLflow knows a registered model by name only, and a deleted and recreated model starts again at
+version 1. Here each incarnation has an id of its own (``model_uid``, ``version_uid``), which a
+rename keeps and a recreation does not: whatever was approved stays with the incarnation it was
+approved for.
+
+Every function works on the caller's connection, in the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
+from sqlalchemy.engine import Connection
+
+from governance.canonical import Manifest, sha256_hex
+from governance.database import models, sealed_artifacts, sealed_runs, versions
+from governance.errors import NotFoundError
+from governance.records import Candidate
+
+__all__ = [
+    "NewVersion",
+    "add_model",
+    "add_version",
+    "artifact_uri",
+    "candidate",
+    "candidates_of",
+    "manifest_of",
+    "mark_model_deleted",
+    "mark_revoked",
+    "mark_version_deleted",
+    "model_uid",
+    "rename_model",
+    "revoked_reason",
+    "run_record",
+    "seal_reason_for_artifact",
+    "sealed_among",
+    "set_digest",
+    "set_run_record",
+    "version_row",
+    "version_uid_behind_logged_model",
+    "versions_of_run",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """What registration knows about a version.
+
+    Attributes:
+        name: Registered model's name.
+        version: Number.
+        source: The source as the client named it.
+        artifact_uri: Where the files lie (no trailing slash), None when unknown.
+        logged_model_id: ``m-…``, when there is one.
+        run_id: Source run, when known.
+        manifest: The files' manifest, None when they could not be read.
+        digest_error: Why not.
+        registered_by: Actor.
+    """
+
+    name: str
+    version: int
+    source: str
+    artifact_uri: str | None
+    logged_model_id: str | None
+    run_id: str | None
+    manifest: Manifest | None
+    digest_error: str | None
+    registered_by: str
+
+
+def add_model(connection: Connection, name: str, now_ms: int) -> str:
+    """Record a new incarnation; its ``model_uid``."""
+    uid = uuid.uuid4().hex
+    connection.execute(insert(models).values(model_uid=uid, name=name, created_ms=now_ms))
+    return uid
+
+
+def model_uid(connection: Connection, name: str) -> str | None:
+    """The live incarnation of a registered model."""
+    return connection.execute(
+        select(models.c.model_uid).where(models.c.name == name, models.c.deleted_ms.is_(None))
+    ).scalar_one_or_none()
+
+
+def rename_model(connection: Connection, old: str, new: str) -> None:
+    connection.execute(
+        update(models).where(models.c.name == old, models.c.deleted_ms.is_(None)).values(name=new)
+    )
+
+
+def mark_model_deleted(connection: Connection, name: str, now_ms: int) -> None:
+    uid = model_uid(connection, name)
+    if uid is None:
+        return
+    connection.execute(update(models).where(models.c.model_uid == uid).values(deleted_ms=now_ms))
+    connection.execute(
+        update(versions)
+        .where(versions.c.model_uid == uid, versions.c.deleted_ms.is_(None))
+        .values(deleted_ms=now_ms)
+    )
+
+
+def add_version(connection: Connection, new: NewVersion, now_ms: int) -> str:
+    """Record a version and seal its run and artifacts; its ``version_uid``.
+
+    A registered model that was there before governance came is adopted on its first version.
+    """
+    parent = model_uid(connection, new.name) or add_model(connection, new.name, now_ms)
+    uid = uuid.uuid4().hex
+    connection.execute(
+        insert(versions).values(
+            version_uid=uid,
+            model_uid=parent,
+            version=new.version,
+            source=new.source,
+            artifact_uri=new.artifact_uri,
+            logged_model_id=new.logged_model_id,
+            run_id=new.run_id,
+            root_digest=new.manifest.root_digest if new.manifest else None,
+            manifest_digest=new.manifest.manifest_digest if new.manifest else None,
+            manifest=new.manifest.to_json().decode() if new.manifest else None,
+            digest_error=new.digest_error,
+            registered_by=new.registered_by,
+            created_ms=now_ms,
+        )
+    )
+    if new.run_id:
+        connection.execute(insert(sealed_runs).values(run_id=new.run_id, version_uid=uid))
+    if new.artifact_uri:
+        connection.execute(
+            insert(sealed_artifacts).values(
+                path_digest=sha256_hex(new.artifact_uri.encode()),
+                path=new.artifact_uri,
+                version_uid=uid,
+            )
+        )
+    return uid
+
+
+def mark_version_deleted(connection: Connection, name: str, version: int, now_ms: int) -> None:
+    uid = model_uid(connection, name)
+    connection.execute(
+        update(versions)
+        .where(
+            versions.c.model_uid == uid,
+            versions.c.version == version,
+            versions.c.deleted_ms.is_(None),
+        )
+        .values(deleted_ms=now_ms)
+    )
+
+
+def mark_revoked(connection: Connection, version_uid: str, reason: str, now_ms: int) -> None:
+    connection.execute(
+        update(versions)
+        .where(versions.c.version_uid == version_uid)
+        .values(revoked_ms=now_ms, revoked_reason=reason)
+    )
+
+
+def versions_of_run(connection: Connection, run_id: str) -> list[str]:
+    """Live versions (``version_uid``) that the run made and whose run record is still open."""
+    return list(
+        connection.execute(
+            select(versions.c.version_uid).where(
+                versions.c.run_id == run_id,
+                versions.c.run_record.is_(None),
+                versions.c.deleted_ms.is_(None),
+            )
+        ).scalars()
+    )
+
+
+def set_run_record(connection: Connection, version_uid: str, record: str) -> None:
+    """Keep what the run said when it ended; written once, never changed."""
+    connection.execute(
+        update(versions)
+        .where(versions.c.version_uid == version_uid, versions.c.run_record.is_(None))
+        .values(run_record=record)
+    )
+
+
+def run_record(connection: Connection, version_uid: str) -> str | None:
+    """The run's record (canonical JSON) as of its end; None while the run goes on."""
+    return connection.execute(
+        select(versions.c.run_record).where(versions.c.version_uid == version_uid)
+    ).scalar_one_or_none()
+
+
+def set_digest(connection: Connection, version_uid: str, manifest: Manifest) -> None:
+    """Fill in a digest that registration could not compute; a known digest never changes."""
+    connection.execute(
+        update(versions)
+        .where(versions.c.version_uid == version_uid, versions.c.manifest_digest.is_(None))
+        .values(
+            root_digest=manifest.root_digest,
+            manifest_digest=manifest.manifest_digest,
+            manifest=manifest.to_json().decode(),
+            digest_error=None,
+        )
+    )
+
+
+def candidate(connection: Connection, name: str, version: int) -> Candidate:
+    """The live version.
+
+    Raises:
+        NotFoundError: there is none that governance knows.
+    """
+    row = connection.execute(
+        select(versions, models.c.name)
+        .join(models, models.c.model_uid == versions.c.model_uid)
+        .where(
+            models.c.name == name,
+            models.c.deleted_ms.is_(None),
+            versions.c.version == version,
+            versions.c.deleted_ms.is_(None),
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError(
+            f"models:/{name}/{version} is not a governed model version",
+            "check name and version; a version that was registered before the server was "
+            f"governed is adopted by `chancery request models:/{name}/{version} --to …`",
+        )
+    return _to_candidate(row)
+
+
+def candidates_of(connection: Connection, version_uids: Collection[str]) -> list[Candidate]:
+    rows = connection.execute(
+        select(versions, models.c.name)
+        .join(models, models.c.model_uid == versions.c.model_uid)
+        .where(versions.c.version_uid.in_(version_uids))
+    )
+    return [_to_candidate(row) for row in rows]
+
+
+def _to_candidate(row: Row[tuple[object, ...]]) -> Candidate:
+    return Candidate(
+        model_uid=row.model_uid,
+        model_name=row.name,
+        version=row.version,
+        version_uid=row.version_uid,
+        logged_model_id=row.logged_model_id,
+        run_id=row.run_id,
+        root_digest=row.root_digest,
+        manifest_digest=row.manifest_digest,
+        digest_error=row.digest_error,
+        revoked_reason=row.revoked_reason,
+    )
+
+
+def manifest_of(connection: Connection, version_uid: str) -> str | None:
+    """The registered file manifest (canonical JSON)."""
+    return connection.execute(
+        select(versions.c.manifest).where(versions.c.version_uid == version_uid)
+    ).scalar_one_or_none()
+
+
+def version_uid_behind_logged_model(connection: Connection, logged_model_id: str) -> str | None:
+    """A live registered version that came from the logged model."""
+    return connection.execute(
+        select(versions.c.version_uid)
+        .where(versions.c.logged_model_id == logged_model_id, versions.c.deleted_ms.is_(None))
+        .limit(1)
+    ).scalar_one_or_none()
+
+
+def sealed_among(connection: Connection, run_ids: Collection[str]) -> dict[str, str]:
+    """Of these runs, those behind a live registered version, with that version's URI."""
+    if not run_ids:
+        return {}
+    rows = connection.execute(
+        select(sealed_runs.c.run_id, models.c.name, versions.c.version)
+        .join(versions, versions.c.version_uid == sealed_runs.c.version_uid)
+        .join(models, models.c.model_uid == versions.c.model_uid)
+        .where(sealed_runs.c.run_id.in_(run_ids), versions.c.deleted_ms.is_(None))
+    )
+    return {row.run_id: f"models:/{row.name}/{row.version}" for row in rows}
+
+
+def seal_reason_for_artifact(connection: Connection, uri: str, *, whole_tree: bool) -> str | None:
+    """Why the artifact at ``uri`` may not change, or None.
+
+    Args:
+        connection: Any connection.
+        uri: Location without a trailing slash.
+        whole_tree: The change would take everything below ``uri`` too (a delete).
+    """
+    parts = uri.split("/")
+    above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    condition: ColumnElement[bool] = sealed_artifacts.c.path_digest.in_(
+        [sha256_hex(p.encode()) for p in above]
+    )
+    if whole_tree:
+        below = f"{uri}/"
+        condition = condition | (func.substr(sealed_artifacts.c.path, 1, len(below)) == below)
+    row = connection.execute(
+        select(models.c.name, versions.c.version)
+        .select_from(sealed_artifacts)
+        .join(versions, versions.c.version_uid == sealed_artifacts.c.version_uid)
+        .join(models, models.c.model_uid == versions.c.model_uid)
+        .where(condition, versions.c.deleted_ms.is_(None))
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else f"it belongs to models:/{row.name}/{row.version}"
+
+
+def revoked_reason(connection: Connection, model_uid: str, version: int) -> str | None:
+    """Why a live version was revoked; None when it was not."""
+    return connection.execute(
+        select(versions.c.revoked_reason).where(
+            versions.c.model_uid == model_uid,
+            versions.c.version == version,
+            versions.c.deleted_ms.is_(None),
+        )
+    ).scalar_one_or_none()
+
+
+def artifact_uri(connection: Connection, version_uid: str) -> str | None:
+    """Where the version's files lie."""
+    return connection.execute(
+        select(versions.c.artifact_uri).where(versions.c.version_uid == version_uid)
+    ).scalar_one_or_none()
+
+
+def version_row(connection: Connection, version_uid: str) -> Row[Any]:
+    """The whole row of a version."""
+    return connection.execute(select(versions).where(versions.c.version_uid == version_uid)).one()

@@ -1,0 +1,160 @@
+"""Routes under ``/api/3.0/chancery`` (and ``/ajax-api/3.0/chancery`` for pages).
+
+Each route parses, calls one method of the local backend, and answers JSON. Errors answer in
+MLflow's shape: ``{"error_code": …, "message": …}`` with the error's HTTP status.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from governance.backend import Backend
+from governance.errors import GovernanceError
+from mlflow_plugins.api.wire import request_to_json
+
+__all__ = ["API_PREFIXES", "error_response", "install"]
+
+API_PREFIXES = ("/api/3.0/chancery", "/ajax-api/3.0/chancery")
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PromotionBody(_Body):
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    version: Annotated[int, Field(ge=1)]
+    environment: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class ApprovalBody(_Body):
+    bundle: Annotated[str, Field(max_length=65536)]
+
+
+class RevocationBody(_Body):
+    reason: Annotated[str, Field(min_length=3, max_length=2000)]
+
+
+class TrustRootsBody(_Body):
+    payload: Annotated[str, Field(max_length=1 << 20)]
+    bundles: Annotated[list[str], Field(max_length=64)]
+
+
+def error_response(error: GovernanceError) -> JSONResponse:
+    """MLflow's error shape."""
+    return JSONResponse(
+        {"error_code": error.code, "message": str(error), "remedy": error.remedy},
+        status_code=error.http_status,
+    )
+
+
+def build_router(backend: Callable[[], Backend]) -> APIRouter:
+    """The routes, on a backend that is opened at first use (in the worker, not at import)."""
+    router = APIRouter()
+
+    @router.get("/version")
+    def version() -> dict[str, Any]:
+        from importlib.metadata import version as installed
+
+        return {"name": "chancery", "version": installed("mlflow-chancery")}
+
+    @router.post("/promotions")
+    def request_promotion(body: PromotionBody) -> dict[str, Any]:
+        found = backend().request_promotion(body.name, body.version, body.environment)
+        return request_to_json(found)
+
+    @router.get("/promotions")
+    def promotions(name: str | None = None) -> dict[str, Any]:
+        return {"promotions": [request_to_json(r) for r in backend().promotion_requests(name)]}
+
+    @router.get("/promotions/{statement_id}")
+    def promotion(statement_id: str) -> dict[str, Any]:
+        return request_to_json(backend().promotion_request(statement_id))
+
+    @router.post("/promotions/{statement_id}/approvals")
+    def approve(statement_id: str, body: ApprovalBody) -> dict[str, Any]:
+        return request_to_json(backend().approve(statement_id, body.bundle))
+
+    @router.get("/models/{name}/versions/{version}/decision")
+    def decision(name: str, version: int, environment: str) -> dict[str, Any]:
+        return backend().evaluate(name, version, environment).to_dict()
+
+    @router.get("/models/{name}/versions/{version}/release")
+    def release(name: str, version: int) -> dict[str, Any]:
+        return dict(backend().release(name, version))
+
+    @router.post("/models/{name}/versions/{version}/revoke")
+    def revoke(name: str, version: int, body: RevocationBody) -> dict[str, Any]:
+        backend().revoke(name, version, body.reason)
+        return {}
+
+    @router.get("/trust-roots")
+    def trust_roots() -> dict[str, Any]:
+        return {
+            "trustRoots": [
+                {"payload": base64.b64encode(payload).decode(), "bundles": list(bundles)}
+                for payload, bundles in backend().trust_roots()
+            ]
+        }
+
+    @router.post("/trust-roots")
+    def change_trust_roots(body: TrustRootsBody) -> dict[str, Any]:
+        backend().change_trust_roots(base64.b64decode(body.payload, validate=True), body.bundles)
+        return {}
+
+    @router.get("/ledger/export")
+    def ledger_export() -> StreamingResponse:
+        lines = (line + b"\n" for line in backend().ledger_export())
+        return StreamingResponse(lines, media_type="application/jsonl")
+
+    @router.get("/ledger/entries")
+    def ledger_entries(
+        start: int = -20, limit: Annotated[int, Query(ge=1, le=1000)] = 20
+    ) -> dict[str, Any]:
+        found = backend().ledger_entries(start, limit)
+        return {"entries": [{"index": i, "event": leaf.decode()} for i, leaf in found]}
+
+    @router.get("/lineage")
+    def lineage(
+        node: str, direction: str = "up", depth: Annotated[int, Query(ge=1, le=50)] = 20
+    ) -> dict[str, Any]:
+        nodes, edges = backend().lineage(node, direction=direction, depth=depth)
+        return {
+            "nodes": [
+                {"id": n.id, "kind": str(n.kind), "attributes": dict(n.attributes)} for n in nodes
+            ],
+            "edges": [
+                {
+                    "source": e.source,
+                    "relation": str(e.relation),
+                    "target": e.target,
+                    "eventId": e.event_id,
+                }
+                for e in edges
+            ],
+        }
+
+    return router
+
+
+def install(app: FastAPI, backend: Callable[[], Backend], static_prefix: str = "") -> None:
+    """Put the routes before MLflow's catch-all mount, and their error handler on the app."""
+    router = build_router(backend)
+    before = len(app.router.routes)
+    for prefix in API_PREFIXES:
+        app.include_router(router, prefix=static_prefix + prefix)
+    added = app.router.routes[before:]
+    del app.router.routes[before:]
+    app.router.routes[:0] = added
+
+    async def refuse(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, GovernanceError)
+        return error_response(error)
+
+    app.add_exception_handler(GovernanceError, refuse)

@@ -1,0 +1,254 @@
+"""Verification at load: the repository behind ``models:/name/version`` and ``models:/name@alias``.
+
+MLflow's loaders (``mlflow.pyfunc``, every flavour, ``mlflow models serve``) fetch a model through
+this repository before they unpickle anything. The files go to a private directory first; the
+digest is taken of those very bytes while they are copied; manifest, signatures, trust roots and
+revocation are checked; only then is the path handed out. Whatever is wrong refuses the load, with
+a distinct error: tampered, unsigned, untrusted key, revoked, expired, unreachable.
+
+A registry that is not governed is served as MLflow always did, unless it was governed before (the
+pin remembers) or strict mode is on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from governance.signing.pins import KnownRoots
+from governance.signing.release import Release, VerifiedLoad, verify_release
+from mlflow.exceptions import MlflowException
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+
+from governance.backend import Backend
+from governance.canonical import IGNORED_FILES, FileDigest, Manifest, digest_directory
+from governance.errors import (
+    GovernanceError,
+    TamperedError,
+    UnreachableError,
+    UnsignedError,
+)
+from governance.settings import GOVERNED_PREFIX, Settings
+from mlflow_plugins.backend import open_backend
+from mlflow_plugins.exceptions import to_mlflow
+from mlflow_plugins.governor import now_ms
+from mlflow_plugins.rest_backend import is_governed
+
+__all__ = ["VerifiedModelsArtifactRepository", "copy_and_digest", "verify_directory"]
+
+_CHUNK = 4 << 20
+
+
+class VerifiedModelsArtifactRepository(ModelsArtifactRepository):
+    """MLflow's repository for ``models:/`` URIs, which verifies what it hands out."""
+
+    def __init__(
+        self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
+    ) -> None:
+        self._registry = registry_uri or mlflow.get_registry_uri()
+        try:
+            self._settings = _settings_for(self._registry)
+            self._backend = _governed_backend(self._registry, self._settings)
+            if self._settings.strict:
+                self._refuse_unverifiable(artifact_uri)
+        except GovernanceError as error:
+            raise to_mlflow(error) from error
+        super().__init__(artifact_uri, tracking_uri, registry_uri)
+
+    def _refuse_unverifiable(self, uri: str) -> None:
+        if self._is_logged_model_uri(uri):
+            raise UnsignedError(
+                f"{uri} names a logged model, which carries no clearance",
+                "load the registered version (models:/name/version), or unset CHANCERY_STRICT",
+            )
+        if self._backend is None:
+            raise UnsignedError(
+                f"the registry {self._registry} is not governed",
+                "use a governed server, or unset CHANCERY_STRICT",
+            )
+
+    def download_artifacts(
+        self, artifact_path: str, dst_path: str | None = None, lineage_header_info: Any = None
+    ) -> str:
+        """As MLflow's; nothing unverified ever reaches ``dst_path``."""
+        if self._backend is None or self.is_logged_model_uri:
+            found: str = super().download_artifacts(artifact_path, dst_path, lineage_header_info)
+            return found
+        try:
+            return self._download_verified(artifact_path or "", dst_path)
+        except GovernanceError as error:
+            raise to_mlflow(error) from error
+
+    def _download_verified(self, artifact_path: str, dst_path: str | None) -> str:
+        assert self._backend is not None
+        name, version = self.model_name, int(self.model_version)
+        document = Release.parse(self._backend.release(name, version))
+        private = Path(tempfile.mkdtemp(prefix=".chancery-", dir=dst_path))
+        try:
+            path, manifest = self._fetch(artifact_path, private, document)
+            verify_directory(document, manifest, self._registry, self._settings)
+            if (path / MLMODEL_FILE_NAME).is_file():
+                self._add_registered_model_meta_file(str(path))
+            if dst_path is None:
+                return str(path)
+            return str(_hand_over(path, private, Path(dst_path), artifact_path))
+        except BaseException:
+            shutil.rmtree(private, ignore_errors=True)
+            raise
+
+    def _fetch(self, artifact_path: str, private: Path, release: Release) -> tuple[Path, Manifest]:
+        """Files into ``private``; the manifest of the whole model with these files' digests."""
+        parts = artifact_path.strip("/").split("/") if artifact_path else []
+        if ".." in parts:
+            raise TamperedError(f"{artifact_path!r} leaves the model's directory")
+        try:
+            if isinstance(self.repo, LocalArtifactRepository):
+                source = Path(self.repo.artifact_dir, *parts)
+                target = private.joinpath(*parts)
+                if source.is_file():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    partial = Manifest.of([copy_file(source, target, artifact_path)])
+                else:
+                    partial = copy_and_digest(source, target, prefix=artifact_path)
+            else:
+                self.repo.download_artifacts(artifact_path, str(private))
+                partial = digest_directory(private)
+        except (OSError, MlflowException) as error:
+            if isinstance(error, FileNotFoundError):
+                raise TamperedError(
+                    f"{error.filename} of models:/{self.model_name}/{self.model_version} is "
+                    "missing from the artifact store"
+                ) from error
+            raise UnreachableError(
+                f"the files of models:/{self.model_name}/{self.model_version} cannot be read: "
+                f"{error}",
+                "check that the artifact store can be reached",
+            ) from error
+        return private.joinpath(*parts), _completed(partial, artifact_path, release)
+
+    def _download_file(self, remote_file_path: str, local_path: str) -> None:
+        """One file, verified like the whole."""
+        found = self.download_artifacts(remote_file_path)
+        shutil.copyfile(found, local_path)
+
+
+def _completed(partial: Manifest, artifact_path: str, release: Release) -> Manifest:
+    """For a part of a model: the registered manifest with that part replaced by what was found."""
+    if not artifact_path or release.manifest is None:
+        return partial
+    registered = Manifest.from_json(release.manifest)
+    part = artifact_path.strip("/")
+    others = [f for f in registered.files if f.path != part and not f.path.startswith(f"{part}/")]
+    return Manifest.of([*others, *partial.files])
+
+
+def copy_and_digest(source: Path, target: Path, *, prefix: str = "") -> Manifest:
+    """Copy a directory and digest the bytes that were copied, in one pass.
+
+    Raises:
+        TamperedError: a symbolic link or special file is in it.
+        FileNotFoundError: ``source`` does not exist.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    files: list[FileDigest] = []
+    for entry in sorted(os.scandir(source), key=lambda e: e.name):
+        path = f"{prefix}/{entry.name}" if prefix else entry.name
+        if entry.is_symlink():
+            raise TamperedError(f"{path} is a symbolic link; a model holds regular files only")
+        if entry.is_dir(follow_symlinks=False):
+            files += copy_and_digest(Path(entry.path), target / entry.name, prefix=path).files
+        elif path not in IGNORED_FILES:
+            files.append(copy_file(Path(entry.path), target / entry.name, path))
+    return Manifest.of(files)
+
+
+def copy_file(source: Path, target: Path, path: str) -> FileDigest:
+    """Copy one file and digest what was copied; the writing runs beside the hashing."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    size = 0
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "rb", buffering=0) as reader, open(target, "xb", 0) as writer:
+        buffers = (bytearray(_CHUNK), bytearray(_CHUNK))
+        with ThreadPoolExecutor(1) as pool:
+            turn = 0
+            while count := reader.readinto(buffers[turn]):
+                chunk = memoryview(buffers[turn])[:count]
+                written = pool.submit(_write_all, writer, chunk)
+                digest.update(chunk)
+                size += count
+                written.result()
+                turn = 1 - turn
+    return FileDigest(path, size, digest.hexdigest())
+
+
+def _write_all(writer: Any, chunk: memoryview) -> None:
+    while chunk:
+        chunk = chunk[writer.write(chunk) :]
+
+
+def _hand_over(path: Path, private: Path, destination: Path, artifact_path: str) -> Path:
+    """Move verified files from the private directory to where MLflow wanted them."""
+    target = destination.joinpath(artifact_path) if artifact_path else destination
+    if path.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    else:
+        for entry in list(path.iterdir()):
+            moved = target / entry.name
+            target.mkdir(parents=True, exist_ok=True)
+            if moved.is_dir() and not moved.is_symlink():
+                shutil.rmtree(moved)
+            os.replace(entry, moved)
+    shutil.rmtree(private)
+    return target
+
+
+def verify_directory(
+    release: Release, found: Manifest, registry: str, settings: Settings
+) -> VerifiedLoad:
+    """Check what was found against a release document, the pin and the clock.
+
+    Raises:
+        VerificationError: one of its kinds; nothing may be loaded.
+    """
+    pins = KnownRoots(settings.home / "known_roots.json")
+    pinned = settings.trust_root
+    if release.trust_roots:
+        pinned = pins.check(registry, release.trust_roots[0][0], settings.trust_root)
+    return verify_release(
+        release,
+        found,
+        environment=None,
+        require_signature=settings.strict,
+        pinned_first_root=pinned,
+        now_ms=now_ms(),
+    )
+
+
+def _settings_for(registry: str) -> Settings:
+    return Settings.load(registry if registry.startswith(GOVERNED_PREFIX) else None)
+
+
+def _governed_backend(registry: str, settings: Settings) -> Backend | None:
+    """The backend of a governed registry; None when the registry never was governed."""
+    if registry.startswith(GOVERNED_PREFIX):
+        return open_backend(registry)
+    if not registry.startswith(("http://", "https://")):
+        return None
+    if is_governed(registry, settings):
+        return open_backend(registry)
+    if KnownRoots(settings.home / "known_roots.json").knows(registry):
+        raise UnreachableError(
+            f"{registry} was a governed server and does not answer as one now",
+            "find out why before loading anything from it",
+        )
+    return None

@@ -1,0 +1,462 @@
+"""The backend on a governed database: what the REST routes and local commands call."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from governance.gates.decide import decide
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModelAlias
+from sqlalchemy import select
+from sqlalchemy.engine import Connection
+
+from governance import lineage, registry
+from governance.backend import PromotionRequest
+from governance.canonical import canonical_json, sha256_hex
+from governance.errors import (
+    NotFoundError,
+    PromotionDeniedError,
+    RefusedError,
+    RevokedError,
+    UntrustedKeyError,
+)
+from governance.events import AuditEvent, EventName
+from governance.gates import promotions
+from governance.gates.promotions import StoredStatement
+from governance.identity import ProofLevel, current_actor
+from governance.ledger import export_ledger
+from governance.lineage import Edge, Node, NodeKind, Relation
+from governance.records import Approval, Candidate, Decision
+from governance.signing import trust
+from governance.signing.dsse import parse_bundle, verify_bundle
+from governance.signing.statements import PAYLOAD_TYPE, PromotionStatement
+from mlflow_plugins import evidence
+from mlflow_plugins.artifacts import location_of, read_manifest
+from mlflow_plugins.governor import Governor, now_ms
+from mlflow_plugins.registry_guard import PendingVersion, version_lineage
+
+__all__ = ["LocalBackend"]
+
+
+class LocalBackend:
+    """Implements ``governance.backend.Backend`` on a database.
+
+    Args:
+        governor: The database's governor.
+    """
+
+    def __init__(self, governor: Governor) -> None:
+        self.governor = governor
+
+    # Promotion -----------------------------------------------------------------------------
+
+    def request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
+        policy = self.governor.policy
+        target = policy.environment(environment)
+        candidate = self._read_again(name, version)
+        with self.governor.engine.connect() as connection:
+            found = self.governor.evidence(connection, candidate, None)
+            decision = decide(candidate, found, policy, target.name, signatures=False)
+            epoch = promotions.current_epoch(connection, candidate.model_uid, target.name)
+            cleared = promotions.cleared_environments(connection, candidate)
+            minimum = self.governor.roots(connection).minimum_approvals(target.name)
+        if not decision.allowed:
+            denied = PromotionDeniedError(decision)
+            self.governor.record_and_cover(
+                AuditEvent.now(EventName.PROMOTION_DENIED, candidate.uri, decision.to_dict())
+            )
+            raise denied
+        needs = policy.requirements(candidate.model_name, target.name)
+        now = now_ms()
+        order = [e.name for e in policy.environments if e.name in cleared and e.name != target.name]
+        statement = PromotionStatement(
+            model_uid=candidate.model_uid,
+            version_uid=candidate.version_uid,
+            model_name=candidate.model_name,
+            version=candidate.version,
+            logged_model_id=candidate.logged_model_id,
+            root_digest=candidate.root_digest or "",
+            manifest_digest=candidate.manifest_digest or "",
+            from_environment=order[-1] if order else None,
+            to_environment=target.name,
+            registry_epoch=epoch,
+            nonce=secrets.token_hex(16),
+            not_after_ms=now + _milliseconds(hours=needs.request_ttl_hours),
+            valid_until_ms=(
+                now + _milliseconds(hours=24 * needs.clearance_days)
+                if needs.clearance_days
+                else None
+            ),
+            threshold=max(needs.approvals, minimum),
+            decision_digest=sha256_hex(canonical_json(decision.to_dict())),
+            policy_uri="chancery:policy",
+            policy_digest=policy.digest,
+            verifier_id=self.governor.ledger.origin,
+            time_verified_ms=now,
+        )
+        actor = current_actor().id
+        identifier = promotions.statement_id(statement.to_payload())
+        event = AuditEvent.now(
+            EventName.PROMOTION_REQUESTED,
+            candidate.uri,
+            {
+                "environment": target.name,
+                "statementId": identifier,
+                "rootDigest": statement.root_digest,
+                "epoch": epoch,
+                "threshold": statement.threshold,
+            },
+        )
+        with self.governor.engine.begin() as connection:
+            stored = promotions.issue(
+                connection,
+                statement,
+                requested_by=actor,
+                decision=decision.to_dict(),
+                now_ms=now,
+            )
+            self.governor.ledger.record(connection, event)
+            node = f"statements:/{identifier}"
+            lineage.record(
+                connection,
+                [
+                    Node(node, NodeKind.STATEMENT, {"environment": target.name}),
+                    Node(candidate.uri, NodeKind.MODEL_VERSION, {}),
+                ],
+                [Edge(node, Relation.REQUESTED_FOR, candidate.uri, event.id)],
+            )
+        self.governor.ledger.cover(event.id)
+        return _to_request(stored)
+
+    def _read_again(self, name: str, version: int) -> Candidate:
+        """The candidate, its stored bytes read again: what is signed is what lies there now."""
+        self._adopt(name, version)
+        with self.governor.engine.connect() as connection:
+            candidate = registry.candidate(connection, name, version)
+            location = registry.artifact_uri(connection, candidate.version_uid)
+        if location is None or candidate.revoked_reason is not None:
+            return candidate
+        manifest, _ = read_manifest(location)
+        if manifest is None:
+            return candidate
+        if candidate.manifest_digest is None:
+            with self.governor.engine.begin() as connection:
+                registry.set_digest(connection, candidate.version_uid, manifest)
+                return registry.candidate(connection, name, version)
+        if manifest.manifest_digest != candidate.manifest_digest:
+            raise RefusedError(
+                f"the stored files of {candidate.uri} are not the ones that were registered",
+                "find out who changed the artifact store; register the model again as a new "
+                "version",
+                subject=candidate.uri,
+            )
+        return candidate
+
+    def _adopt(self, name: str, version: int) -> None:
+        """Register with governance a version that MLflow had before."""
+        with self.governor.engine.connect() as connection:
+            try:
+                registry.candidate(connection, name, version)
+            except NotFoundError:
+                row = connection.execute(
+                    select(
+                        SqlModelVersion.source,
+                        SqlModelVersion.storage_location,
+                        SqlModelVersion.run_id,
+                        SqlModelVersion.current_stage,
+                    ).where(SqlModelVersion.name == name, SqlModelVersion.version == version)
+                ).one_or_none()
+                if row is None or row.current_stage == "Deleted_Internal":
+                    raise
+            else:
+                return
+        uri = row.storage_location or row.source
+        manifest, problem = read_manifest(uri)
+        logged = row.source.removeprefix("models:/") if "models:/m-" in row.source else None
+        found = PendingVersion(location_of(uri), logged, manifest, problem)
+        event = AuditEvent.now(
+            EventName.VERSION_REGISTERED,
+            f"models:/{name}/{version}",
+            {
+                "adopted": True,
+                "rootDigest": manifest.root_digest if manifest else "",
+                "manifestDigest": manifest.manifest_digest if manifest else "",
+            },
+        )
+        with self.governor.engine.begin() as connection:
+            uid = registry.add_version(
+                connection,
+                registry.NewVersion(
+                    name=name,
+                    version=version,
+                    source=row.source,
+                    artifact_uri=found.artifact_uri,
+                    logged_model_id=logged,
+                    run_id=row.run_id or None,
+                    manifest=manifest,
+                    digest_error=problem,
+                    registered_by=current_actor().id,
+                ),
+                now_ms(),
+            )
+            if row.run_id:
+                facts = evidence.run_record(connection, row.run_id)
+                registry.set_run_record(connection, uid, facts.decode())
+            nodes, edges = version_lineage(
+                connection,
+                SqlModelVersion(name=name, version=version, source=row.source, run_id=row.run_id),
+                found,
+            )
+            lineage.record(connection, nodes, [Edge(a, r, b, event.id) for a, r, b in edges])
+            self.governor.ledger.record(connection, event)
+        self.governor.ledger.cover(event.id)
+
+    def promotion_request(self, statement_id: str) -> PromotionRequest:
+        with self.governor.engine.connect() as connection:
+            return _to_request(promotions.find_statement(connection, statement_id))
+
+    def promotion_requests(self, name: str | None = None) -> Sequence[PromotionRequest]:
+        with self.governor.engine.connect() as connection:
+            uid = registry.model_uid(connection, name) if name else None
+            if name and uid is None:
+                raise NotFoundError(f"there is no governed registered model {name!r}")
+            return [_to_request(s) for s in promotions.list_statements(connection, model_uid=uid)]
+
+    def approve(self, statement_id: str, bundle: str) -> PromotionRequest:
+        parsed = parse_bundle(bundle)
+        with self.governor.engine.begin() as connection:
+            stored = promotions.find_statement(connection, statement_id)
+            said = stored.statement
+            subject = f"models:/{said.model_name}/{said.version}"
+            roots = self.governor.roots(connection)
+            person, key = roots.person_of(parsed.keyid), roots.public_key(parsed.keyid)
+            if person is None or key is None or roots.is_revoked(parsed.keyid):
+                raise UntrustedKeyError(
+                    f"key {parsed.keyid[:12]}… is not in the trust roots",
+                    "ask an administrator to add it with `chancery trust add`",
+                )
+            verify_bundle(parsed, key, payload_type=PAYLOAD_TYPE, payload=stored.payload)
+            if not roots.may_approve(person.id, said.to_environment, said.model_name):
+                raise RefusedError(
+                    f"{person.id} may not approve {said.model_name} for {said.to_environment}",
+                    "ask an administrator for the role, or another approver for the signature",
+                    subject=subject,
+                )
+            if stored.used or said.not_after_ms < now_ms():
+                raise RefusedError(
+                    f"statement {stored.statement_id[:12]} was "
+                    f"{'used' if stored.used else 'open until its deadline, which has passed'}",
+                    f"request again: chancery request {subject} --to {said.to_environment}",
+                    subject=subject,
+                )
+            promotions.add_approval(
+                connection,
+                Approval(stored.statement_id, person.id, parsed.keyid, bundle, now_ms()),
+            )
+            event = AuditEvent.now(
+                EventName.PROMOTION_APPROVED,
+                subject,
+                {
+                    "environment": said.to_environment,
+                    "statementId": stored.statement_id,
+                    "person": person.id,
+                    "keyid": parsed.keyid,
+                    "bundleDigest": sha256_hex(bundle.encode()),
+                },
+            )
+            self.governor.ledger.record(connection, event)
+            statement_node = f"statements:/{stored.statement_id}"
+            approval_node = f"approvals:/{stored.statement_id[:16]}/{parsed.keyid[:16]}"
+            lineage.record(
+                connection,
+                [
+                    Node(approval_node, NodeKind.APPROVAL, {"person": person.id}),
+                    Node(statement_node, NodeKind.STATEMENT, {"environment": said.to_environment}),
+                ],
+                [Edge(approval_node, Relation.APPROVES, statement_node, event.id)],
+            )
+            after = promotions.find_statement(connection, stored.statement_id)
+        self.governor.ledger.cover(event.id)
+        return _to_request(after)
+
+    def evaluate(self, name: str, version: int, environment: str) -> Decision:
+        with self.governor.engine.connect() as connection:
+            candidate = registry.candidate(connection, name, version)
+            target = self.governor.policy.environment(environment)
+            return self.governor.decide(connection, candidate, target.name)[0]
+
+    def revoke(self, name: str, version: int, reason: str) -> None:
+        with self.governor.engine.begin() as connection:
+            candidate = registry.candidate(connection, name, version)
+            self._require_authority(connection, candidate)
+            if candidate.revoked_reason is not None:
+                raise RevokedError(
+                    f"{candidate.uri} is revoked already: {candidate.revoked_reason}"
+                )
+            registry.mark_revoked(connection, candidate.version_uid, reason, now_ms())
+            event = AuditEvent.now(EventName.VERSION_REVOKED, candidate.uri, {"reason": reason})
+            self.governor.ledger.record(connection, event)
+        self.governor.ledger.cover(event.id)
+
+    def _require_authority(self, connection: Connection, candidate: Candidate) -> None:
+        """Whoever may approve the model for some environment may revoke it; a claim is no proof."""
+        actor = current_actor()
+        if actor.proof is ProofLevel.LOCAL:
+            return
+        roots = self.governor.roots(connection)
+        may = actor.proof is ProofLevel.SIGNED and (
+            roots.is_admin(actor.id)
+            or any(
+                roots.may_approve(actor.id, environment.name, candidate.model_name)
+                for environment in self.governor.policy.environments
+            )
+        )
+        if not may:
+            raise RefusedError(
+                f"{actor.id or 'an anonymous client'} ({actor.proof.value}) may not revoke "
+                f"{candidate.uri}",
+                "send a signed request (CHANCERY_KEY) by an approver or administrator",
+                subject=candidate.uri,
+            )
+
+    # What a load verifies ------------------------------------------------------------------
+
+    def release(self, name: str, version: int) -> Mapping[str, Any]:
+        policy = self.governor.policy
+        with self.governor.engine.connect() as connection:
+            candidate = registry.candidate(connection, name, version)
+            row = registry.version_row(connection, candidate.version_uid)
+            environments = self._environments_of(connection, name, version)
+            clearances = promotions.release_clearances(connection, candidate)
+            chain = trust.load_chain(connection)
+        return {
+            "format": "chancery.release/v1",
+            "model": name,
+            "version": version,
+            "modelUid": candidate.model_uid,
+            "versionUid": candidate.version_uid,
+            "loggedModelId": candidate.logged_model_id,
+            "manifest": row.manifest,
+            "digestError": row.digest_error,
+            "revoked": (
+                None
+                if row.revoked_reason is None
+                else {"reason": row.revoked_reason, "timeMs": row.revoked_ms}
+            ),
+            "environments": environments,
+            "requiresSignature": bool(environments) or policy.load.require_signature == "all",
+            "clearances": [
+                {
+                    "environment": environment,
+                    "epoch": epoch,
+                    "payload": base64.b64encode(stored.payload).decode(),
+                    "bundles": list(stored.bundles),
+                }
+                for environment, epoch, stored in clearances
+            ],
+            "trustRoots": [
+                {"payload": base64.b64encode(payload).decode(), "bundles": list(bundles)}
+                for payload, bundles in chain
+            ],
+            "deletedMs": row.deleted_ms,
+        }
+
+    def _environments_of(self, connection: Connection, name: str, version: int) -> list[str]:
+        """Protected environments whose alias or stage points at the version now."""
+        policy = self.governor.policy
+        aliases = connection.execute(
+            select(SqlRegisteredModelAlias.alias).where(
+                SqlRegisteredModelAlias.name == name, SqlRegisteredModelAlias.version == version
+            )
+        ).scalars()
+        found = {e.name for a in aliases if (e := policy.environment_for_alias(a))}
+        stage = connection.execute(
+            select(SqlModelVersion.current_stage).where(
+                SqlModelVersion.name == name, SqlModelVersion.version == version
+            )
+        ).scalar_one_or_none()
+        if environment := policy.environment_for_stage(stage or "None"):
+            found.add(environment.name)
+        return sorted(found)
+
+    def resolve(self, name: str, version_or_alias: str) -> int:
+        if not version_or_alias.startswith("@"):
+            return int(version_or_alias)
+        with self.governor.engine.connect() as connection:
+            version = connection.execute(
+                select(SqlRegisteredModelAlias.version).where(
+                    SqlRegisteredModelAlias.name == name,
+                    SqlRegisteredModelAlias.alias == version_or_alias[1:],
+                )
+            ).scalar_one_or_none()
+        if version is None:
+            raise NotFoundError(f"models:/{name} has no alias {version_or_alias[1:]!r}")
+        return int(version)
+
+    def download(self, name: str, version: int, destination: str) -> str:
+        with self.governor.engine.connect() as connection:
+            candidate = registry.candidate(connection, name, version)
+            location = registry.artifact_uri(connection, candidate.version_uid)
+        if location is None:
+            raise NotFoundError(f"it is not known where the files of {candidate.uri} lie")
+        try:
+            return str(get_artifact_repository(location).download_artifacts("", destination))
+        except (MlflowException, OSError) as error:
+            raise NotFoundError(f"cannot fetch the files of {candidate.uri}: {error}") from error
+
+    # Trust roots, ledger, lineage ----------------------------------------------------------
+
+    def trust_roots(self) -> Sequence[tuple[bytes, Sequence[str]]]:
+        with self.governor.engine.connect() as connection:
+            return trust.load_chain(connection)
+
+    def change_trust_roots(self, payload: bytes, bundles: Sequence[str]) -> None:
+        keyids = [parse_bundle(bundle).keyid for bundle in bundles]
+        event = AuditEvent.now(
+            EventName.TRUST_ROOTS_CHANGED,
+            f"trust-roots:/{sha256_hex(payload)[:16]}",
+            {"digest": sha256_hex(payload), "signedBy": keyids},
+        )
+        with self.governor.engine.begin() as connection:
+            trust.append(connection, payload, bundles, now_ms())
+            self.governor.ledger.record(connection, event)
+        self.governor.ledger.cover(event.id)
+
+    def ledger_export(self) -> Iterator[bytes]:
+        self.governor.ledger.sequence()
+        yield from export_ledger(self.governor.ledger)
+
+    def ledger_entries(self, start: int, limit: int) -> Sequence[tuple[int, bytes]]:
+        return [(e.index, e.leaf) for e in self.governor.ledger.entries(start, limit)]
+
+    def lineage(
+        self, node_id: str, *, direction: str, depth: int
+    ) -> tuple[Sequence[Node], Sequence[Edge]]:
+        with self.governor.engine.connect() as connection:
+            graph = lineage.walk(connection, node_id, direction, depth)
+        return graph.nodes, graph.edges
+
+
+def _milliseconds(*, hours: float) -> int:
+    return int(timedelta(hours=hours).total_seconds() * 1000)
+
+
+def _to_request(stored: StoredStatement) -> PromotionRequest:
+    said = stored.statement
+    return PromotionRequest(
+        statement_id=stored.statement_id,
+        payload=stored.payload,
+        model=f"models:/{said.model_name}/{said.version}",
+        environment=said.to_environment,
+        threshold=said.threshold,
+        approvals=stored.persons,
+        not_after_ms=said.not_after_ms,
+        requested_by=stored.requested_by,
+        used=stored.used,
+        decision=stored.decision,
+    )

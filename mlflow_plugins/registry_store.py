@@ -1,0 +1,141 @@
+"""The governed model registry store (``governed+sqlite``, ``governed+postgresql``)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
+from mlflow.server.constants import READ_REPLICA_BACKEND_STORE_URI_ENV_VAR
+from mlflow.store.artifact.utils.models import _parse_model_uri
+from mlflow.store.db.utils import _get_managed_session_maker, _get_routing_session_maker
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy.orm import sessionmaker
+
+from governance import registry
+from governance.errors import ConfigurationError, GovernanceError, RevokedError
+from governance.settings import plain_database_uri
+from mlflow_plugins.artifacts import location_of, read_manifest
+from mlflow_plugins.exceptions import to_mlflow
+from mlflow_plugins.governor import Governor
+from mlflow_plugins.registry_guard import PendingVersion, RegistryGuard, pending_version
+from mlflow_plugins.session_guard import Guard, governed_session_maker, session_options
+
+__all__ = [
+    "GovernedRegistryStore",
+    "build",
+    "govern_sessions",
+    "governor_of",
+    "read_replica",
+    "refuse_workspaces",
+]
+
+
+def refuse_workspaces() -> None:
+    """Raises:
+    ConfigurationError: workspaces are on; names would not be unique, and approvals name them.
+    """
+    if MLFLOW_ENABLE_WORKSPACES.get():
+        raise ConfigurationError(
+            "governed stores do not support MLflow workspaces",
+            "unset MLFLOW_ENABLE_WORKSPACES, or run one governed server for each workspace",
+        )
+
+
+def read_replica() -> str | None:
+    """The read replica's plain URI, when MLflow was given one."""
+    uri = os.environ.get(READ_REPLICA_BACKEND_STORE_URI_ENV_VAR)
+    return plain_database_uri(uri) if uri else None
+
+
+def govern_sessions(store: Any, guard: Guard) -> None:
+    """Give ``store`` sessions that pass ``guard``, on the engines it already has."""
+    options = session_options(guard)
+    write = sessionmaker(bind=store.engine, **options)
+    if store.read_engine is not None:
+        read = sessionmaker(bind=store.read_engine, **options)
+        maker = _get_routing_session_maker(write, read, store.db_type)
+    else:
+        maker = _get_managed_session_maker(write, store.db_type)
+    store.ManagedSessionMaker = governed_session_maker(maker, guard)
+
+
+class GovernedRegistryStore(SqlAlchemyStore):
+    """MLflow's SQL registry, gated and audited.
+
+    Args:
+        db_uri: Plain SQLAlchemy URI.
+        governor: The database's governor.
+        read_db_uri: Read replica.
+    """
+
+    def __init__(self, db_uri: str, governor: Governor, read_db_uri: str | None = None) -> None:
+        self.governor = governor
+        super().__init__(db_uri, read_db_uri=read_db_uri)
+
+    def _initialize_store_state(self) -> None:
+        govern_sessions(self, RegistryGuard(self.governor))
+        super()._initialize_store_state()
+
+    def create_model_version(self, name: str, source: str, *args: Any, **kwargs: Any) -> Any:
+        """As MLflow's; the artifact is digested before the transaction begins."""
+        token = pending_version.set(self._inspect(source, kwargs.get("model_id")))
+        try:
+            return super().create_model_version(name, source, *args, **kwargs)
+        finally:
+            pending_version.reset(token)
+
+    def _inspect(self, source: str, model_id: str | None) -> PendingVersion | None:
+        from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS
+        from mlflow.tracking import MlflowClient
+
+        if source in _PROMPT_SOURCE_PLACEHOLDERS:
+            return None
+        uri = source
+        if source.startswith("models:/"):
+            parsed = _parse_model_uri(source)
+            if parsed.model_id is not None:
+                model_id = parsed.model_id
+            elif parsed.name and parsed.version:
+                uri = super().get_model_version_download_uri(parsed.name, parsed.version)
+        if model_id is not None:
+            uri = MlflowClient().get_logged_model(model_id).artifact_location
+        manifest, problem = read_manifest(uri)
+        return PendingVersion(location_of(uri), model_id, manifest, problem)
+
+    def get_model_version_download_uri(self, name: str, version: str) -> Any:
+        """As MLflow's; a revoked version's is refused to every client."""
+        try:
+            with self.governor.engine.connect() as connection:
+                uid = registry.model_uid(connection, name)
+                revoked = uid and registry.revoked_reason(connection, uid, int(version))
+            if revoked:
+                raise RevokedError(
+                    f"models:/{name}/{version} was revoked: {revoked}",
+                    "load another version",
+                )
+        except GovernanceError as error:
+            raise to_mlflow(error) from error
+        return super().get_model_version_download_uri(name, version)
+
+
+def build(store_uri: str) -> GovernedRegistryStore:
+    """The factory behind the entry points."""
+    try:
+        refuse_workspaces()
+        return GovernedRegistryStore(
+            plain_database_uri(store_uri), governor_of(store_uri), read_replica()
+        )
+    except GovernanceError as error:
+        raise to_mlflow(error) from error
+
+
+def governor_of(store_uri: str) -> Governor:
+    from mlflow.store.db.utils import _all_tables_exist, _initialize_tables
+
+    from governance.database import connect
+
+    engine = connect(plain_database_uri(store_uri))
+    if not _all_tables_exist(engine):
+        _initialize_tables(engine)
+    return Governor.of(store_uri)

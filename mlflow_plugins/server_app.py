@@ -1,0 +1,62 @@
+"""The ``mlflow.app`` named ``governance``: MLflow's own app, our routes, our middleware outermost.
+
+``mlflow server --app-name governance``. With ``CHANCERY_BASIC_AUTH=1`` MLflow's basic-auth app is
+the inner one. The factory runs the self-check first and refuses to serve half-governed.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any
+
+__all__ = ["create_app"]
+
+
+def create_app() -> Any:
+    """Build the ASGI app; uvicorn calls this once in each worker.
+
+    Raises:
+        ConfigurationError: the server would be half-governed.
+    """
+    from governance.nonces import NonceStore
+    from mlflow.server import BACKEND_STORE_URI_ENV_VAR, REGISTRY_STORE_URI_ENV_VAR
+    from mlflow.server import app as flask_app
+    from mlflow.server.constants import STATIC_PREFIX_ENV_VAR
+    from mlflow.server.fastapi_app import create_fastapi_app
+
+    from governance.backend import Backend
+    from mlflow_plugins.api.routes import install
+    from mlflow_plugins.doctor import require_governed_server
+    from mlflow_plugins.local_backend import LocalBackend
+    from mlflow_plugins.middleware import GovernanceMiddleware
+    from mlflow_plugins.registry_store import governor_of
+    from mlflow_plugins.request_guard import RequestGuard
+
+    store = os.environ.get(REGISTRY_STORE_URI_ENV_VAR) or os.environ.get(
+        BACKEND_STORE_URI_ENV_VAR, ""
+    )
+    require_governed_server(store)
+    basic_auth = os.environ.get("CHANCERY_BASIC_AUTH", "0") == "1"
+    if basic_auth:
+        from mlflow.server import auth
+
+        app = auth.create_app(flask_app)
+    else:
+        app = create_fastapi_app(flask_app)
+    governor = governor_of(store)
+
+    @lru_cache(maxsize=1)
+    def backend() -> Backend:
+        return LocalBackend(governor)
+
+    install(app, backend, os.environ.get(STATIC_PREFIX_ENV_VAR, "").rstrip("/"))
+    guard = RequestGuard(governor)
+    return GovernanceMiddleware(
+        app,
+        key_lookup=guard.key_lookup,
+        nonces=NonceStore(governor.engine),
+        is_sealed=guard.seal_reason,
+        on_rejected=guard.rejected,
+        basic_auth=basic_auth,
+    )
