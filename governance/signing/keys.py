@@ -43,6 +43,7 @@ __all__ = [
     "keyid_of",
     "load_public_key",
     "load_signer",
+    "normalize_public_key",
     "verify_signature",
 ]
 
@@ -67,7 +68,12 @@ class Signer(Protocol):
 
 def keyid_of(public_key_pem: str) -> str:
     """Hex SHA-256 of the PEM SubjectPublicKeyInfo, re-encoded so that spacing does not matter."""
-    return sha256_hex(_pem(load_public_key(public_key_pem)).encode())
+    return sha256_hex(normalize_public_key(public_key_pem).encode())
+
+
+def normalize_public_key(public_key_pem: str) -> str:
+    """The same key in the one spelling that documents hold and that ``keyid_of`` hashes."""
+    return _pem(load_public_key(public_key_pem))
 
 
 @lru_cache(maxsize=256)
