@@ -246,7 +246,9 @@ def verify(model: str, environment: str | None, path: Path | None, uri: str, as_
     backend = open_backend(uri)
     settings = _settings(uri)
     name, version = _version_of(model, backend)
-    release = Release.parse(backend.release(name, version))
+    release = Release.parse(
+        json.dumps(backend.release(name, version)), model=name, version=version
+    )
     pinned = settings.trust_root
     if release.trust_roots:
         pins = KnownRoots(settings.home / "known_roots.json")
@@ -594,7 +596,7 @@ def _change_roots(
     uri: str, change: Callable[[TrustRoots], TrustRoots], signers: Sequence[str]
 ) -> None:
     backend = open_backend(uri)
-    payload = change(_roots(backend)).to_payload()
+    payload = change(_roots(backend).successor()).to_payload()
     _submit_roots(backend, payload, signers, _settings(uri))
 
 

@@ -12,6 +12,7 @@ pin remembers) or strict mode is on.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -89,7 +90,9 @@ class VerifiedModelsArtifactRepository(ModelsArtifactRepository):
     def _download_verified(self, artifact_path: str, dst_path: str | None) -> str:
         assert self._backend is not None
         name, version = self.model_name, int(self.model_version)
-        document = Release.parse(self._backend.release(name, version))
+        document = Release.parse(
+            json.dumps(self._backend.release(name, version)), model=name, version=version
+        )
         private = Path(tempfile.mkdtemp(prefix=".chancery-", dir=dst_path))
         try:
             path, manifest = self._fetch(artifact_path, private, document)

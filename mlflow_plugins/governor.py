@@ -18,7 +18,12 @@ from sqlalchemy.engine import Connection
 
 from governance import registry
 from governance.database import connect, migrate
-from governance.errors import ConfigurationError, GovernanceError, PromotionDeniedError
+from governance.errors import (
+    ConfigurationError,
+    GovernanceError,
+    PromotionDeniedError,
+    RefusedError,
+)
 from governance.events import AuditEvent, EventName
 from governance.gates import promotions
 from governance.gates.promotions import Standing
@@ -58,7 +63,7 @@ class Governor:
         self.ledger: Ledger = open_ledger(self.uri, settings)
         self._policy: tuple[float, Policy] | None = None
         self._roots: tuple[int, TrustRoots] | None = None
-        self.policy  # a malformed policy file stops the server at its start
+        _ = self.policy  # a malformed policy file stops the server at its start
         self._ensure_trust_roots()
 
     @classmethod
@@ -177,8 +182,14 @@ class Governor:
         decision, standing = self.decide(connection, candidate, environment)
         if not decision.allowed:
             raise PromotionDeniedError(decision)
-        if standing.statement is None:
-            return ""  # the policy asks for no approval here
+        if standing.statement is None or not standing.tally.sufficient:
+            raise RefusedError(
+                f"{candidate.uri} needs {standing.tally.required} approvals for {environment} "
+                f"(its statement and the trust roots say so), and has "
+                f"{len(standing.tally.persons)}",
+                "let another person approve the statement, or request the promotion again",
+                subject=candidate.uri,
+            )
         if not standing.occupant:
             promotions.grant(connection, standing.statement, now_ms=now_ms())
         return standing.statement.statement_id

@@ -215,7 +215,7 @@ class RegistryGuard(Guard):
         changes = []
         if changed(row, "name"):
             old = str(old_value(row, "name"))
-            self._refuse_rename(row, old)
+            self._refuse_rename(connection, row, old)
             data = {"from": old, "to": row.name}
             changes.append(_Change(EventName.MODEL_RENAMED, f"models:/{row.name}", data, row))
         if changed(row, "description"):
@@ -223,16 +223,21 @@ class RegistryGuard(Guard):
             changes.append(_Change(EventName.MODEL_UPDATED, f"models:/{row.name}", data))
         return changes
 
-    def _refuse_rename(self, row: SqlRegisteredModel, old: str) -> None:
+    def _refuse_rename(self, connection: Connection, row: SqlRegisteredModel, old: str) -> None:
         policy = self.governor.policy
-        held = [
-            f"alias {a.alias}"
-            for a in row.registered_model_aliases
-            if policy.environment_for_alias(a.alias)
-        ]
+        # Asked of the database by the old name: the row's own relations follow the new one.
+        aliases = connection.execute(
+            select(SqlRegisteredModelAlias.alias).where(SqlRegisteredModelAlias.name == old)
+        ).scalars()
+        staged = connection.execute(
+            select(SqlModelVersion.version, SqlModelVersion.current_stage).where(
+                SqlModelVersion.name == old
+            )
+        )
+        held = [f"alias {a}" for a in aliases if policy.environment_for_alias(a)]
         held += [
             f"version {v.version} in {v.current_stage}"
-            for v in row.model_versions
+            for v in staged
             if policy.environment_for_stage(v.current_stage or "None")
         ]
         if held:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from mlflow.server.constants import ARTIFACT_ROOT_ENV_VAR
+from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from governance.errors import GovernanceError
@@ -49,7 +53,11 @@ def build(store_uri: str, artifact_uri: str | None) -> GovernedTrackingStore:
     try:
         refuse_workspaces()
         return GovernedTrackingStore(
-            plain_database_uri(store_uri), artifact_uri, governor_of(store_uri), read_replica()
+            plain_database_uri(store_uri),
+            artifact_uri
+            or os.environ.get(ARTIFACT_ROOT_ENV_VAR, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH),
+            governor_of(store_uri),
+            read_replica(),
         )
     except GovernanceError as error:
         raise to_mlflow(error) from error

@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from governance.signing.approvals import ApprovalTally, tally
+from governance.signing.approvals import ApprovalTally, count_signers, tally
 from sqlalchemy import Row, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
@@ -221,14 +222,16 @@ def standing(
         if reason:
             notes.append(f"statement {stored.statement_id[:12]} {reason}")
             continue
-        found = tally(stored.statement, stored.payload, stored.bundles, roots, now_ms=now_ms)
         if occupant:
+            # It was used in time; only whether the signatures still hold matters now.
+            found = count_signers(stored.statement, stored.payload, stored.bundles, roots)
             return Standing(stored, True, found)
+        found = tally(stored.statement, stored.payload, stored.bundles, roots, now_ms=now_ms)
         if best is None or len(found.persons) > len(best.tally.persons):
             best = Standing(stored, False, found)
     if best is not None:
         return best
-    return Standing(None, False, ApprovalTally(persons=(), problems=tuple(notes[:3])))
+    return Standing(None, False, ApprovalTally((), tuple(notes[:3]), required=1))
 
 
 def _unusable(
@@ -278,28 +281,19 @@ def grant(connection: Connection, stored: StoredStatement, *, now_ms: int) -> in
         subject=f"models:/{said.model_name}/{said.version}",
     )
     epoch = said.registry_epoch + 1
-    if said.registry_epoch == 0:
-        try:
-            with connection.begin_nested():
-                connection.execute(
-                    insert(epochs).values(
-                        model_uid=said.model_uid, environment=said.to_environment, epoch=epoch
-                    )
-                )
-        except IntegrityError as error:
-            raise lost from error
-    else:
-        raised = connection.execute(
-            update(epochs)
-            .where(
-                epochs.c.model_uid == said.model_uid,
-                epochs.c.environment == said.to_environment,
-                epochs.c.epoch == said.registry_epoch,
-            )
-            .values(epoch=epoch)
+    # No savepoints here: on SQLite they would commit by themselves, apart from the change.
+    upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    raised = connection.execute(
+        upsert(epochs)
+        .values(model_uid=said.model_uid, environment=said.to_environment, epoch=epoch)
+        .on_conflict_do_update(
+            index_elements=["model_uid", "environment"],
+            set_={"epoch": epoch},
+            where=epochs.c.epoch == said.registry_epoch,
         )
-        if raised.rowcount != 1:
-            raise lost
+    )
+    if raised.rowcount != 1:
+        raise lost
     connection.execute(
         update(statements)
         .where(statements.c.statement_id == stored.statement_id)

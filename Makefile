@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test unit integration lint bench docs clean system
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+# Debian packages that tests need; does nothing where they are there already.
+system:
+	@sh tests/install_system_packages.sh
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: unit integration
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest tests/unit tests/golden
+
+integration: $(STAMP) system
+	$(BIN)/python -m pytest tests/integration tests/interop tests/chaos
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) system
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/ledger.py
+	$(BIN)/python benchmarks/verified_load.py
+
+docs: $(STAMP)
+	$(BIN)/python -m pytest tests/unit/test_documentation.py
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info

@@ -1,0 +1,63 @@
+"""An ordinary training script: plain MLflow, nothing of Chancery in it.
+
+Trains a classifier on scikit-learn's breast-cancer data (569 patients, 30 measurements), logs what
+people usually log, and registers the model.
+
+    MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python examples/train.py
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import mlflow
+import mlflow.sklearn
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, recall_score
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", default="tumour", help="registered model")
+    parser.add_argument("--c", type=float, default=1.0, help="inverse regularisation strength")
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args()
+
+    frame = load_breast_cancer(as_frame=True).frame
+    train, test = train_test_split(
+        frame, test_size=0.3, random_state=options.seed, stratify=frame["target"]
+    )
+    features = [column for column in frame.columns if column != "target"]
+
+    mlflow.set_experiment("tumour")
+    with mlflow.start_run():
+        mlflow.log_input(
+            mlflow.data.from_pandas(train, name="breast-cancer-train", targets="target"),
+            context="training",
+        )
+        mlflow.log_params({"C": options.c, "seed": options.seed})
+        mlflow.set_tag("seed", options.seed)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=options.c, max_iter=1000))
+        model.fit(train[features], train["target"])
+        predicted = model.predict(test[features])
+        mlflow.log_metrics(
+            {
+                "accuracy": accuracy_score(test["target"], predicted),
+                "recall": recall_score(test["target"], predicted),
+            }
+        )
+        info = mlflow.sklearn.log_model(
+            model,
+            name="model",
+            registered_model_name=options.name,
+            input_example=train[features].head(3),
+        )
+    print(f"registered models:/{options.name}/{info.registered_model_version}")
+
+
+if __name__ == "__main__":
+    main()

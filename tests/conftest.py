@@ -1,0 +1,182 @@
+"""Fixtures for every test: a private home, no telemetry, servers on free ports, stopped by pid."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["GIT_PYTHON_REFRESH"] = "quiet"
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
+
+
+@pytest.fixture(autouse=True)
+def private_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing outside the test's folder is read or written."""
+    for name in list(os.environ):
+        if name.startswith(("CHANCERY_", "MLFLOW_TRACKING", "MLFLOW_REGISTRY")):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A running ``mlflow server --app-name governance``."""
+
+    def __init__(self, uri: str, store: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.uri = uri
+        self.store = store
+        self.process = process
+        self.log = log
+
+    def kill(self) -> None:
+        """SIGKILL to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+    def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[StartServer]:
+    """Start governed servers; all are stopped at the end of the test."""
+    running: list[Server] = []
+
+    def start(
+        store: str | None = None,
+        *,
+        workers: int = 2,
+        environment: dict[str, str] | None = None,
+        app: str | None = "governance",
+        folder: Path | None = None,
+        port: int | None = None,
+    ) -> Server:
+        folder = folder or tmp_path
+        store = store or f"governed+sqlite:///{folder}/mlflow.db"
+        port = port or free_port()
+        log = folder / f"server-{port}.log"
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store,
+            "--artifacts-destination", str(folder / "artifacts"),
+            "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers),
+        ]  # fmt: skip
+        if app:
+            command += ["--app-name", app]
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                     **(environment or {})},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=folder,
+            )
+        server = Server(f"http://127.0.0.1:{port}", store, process, log)
+        running.append(server)
+        _wait_until_ready(server)
+        return server
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+def _wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            pytest.fail(f"the server ended at its start:\n{server.log.read_text()[-4000:]}")
+        try:
+            if requests.get(f"{server.uri}/health", timeout=5).ok:
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.2)
+    server.stop()
+    pytest.fail(f"the server was not ready in time:\n{server.log.read_text()[-4000:]}")
+
+
+def _postgres_binaries() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not found:
+        pytest.fail("PostgreSQL is not installed; run `make system`")
+    return found[-1].parent
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL of our own; the address of its ``postgres`` database."""
+    binaries = _postgres_binaries()
+    folder = Path("/tmp") / f"chancery-pg-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    port = free_port()
+    options: dict[str, object] = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        account = pwd.getpwnam("postgres")
+        os.chown(folder, account.pw_uid, account.pw_gid)
+        options = {"user": account.pw_uid, "group": account.pw_gid}
+    data = folder / "data"
+    subprocess.run(
+        [binaries / "initdb", "-D", data, "-U", "chancery", "--auth=trust", "--no-sync"],
+        check=True, stdout=subprocess.DEVNULL, cwd=folder, **options,  # type: ignore[call-overload]
+    )  # fmt: skip
+    process = subprocess.Popen(
+        [binaries / "postgres", "-D", data, "-p", str(port), "-k", folder,
+         "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **options,  # type: ignore[call-overload]
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while subprocess.run(
+        [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL
+    ).returncode:
+        if time.monotonic() > deadline or process.poll() is not None:
+            pytest.fail("PostgreSQL did not start")
+        time.sleep(0.1)
+    yield f"postgresql+psycopg://chancery@127.0.0.1:{port}"
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_uri(postgres_server: str) -> str:
+    """An empty database of its own."""
+    import psycopg
+
+    name = f"t{os.getpid()}_{time.monotonic_ns()}"
+    with psycopg.connect(
+        postgres_server.replace("+psycopg", "") + "/postgres", autocommit=True
+    ) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return f"{postgres_server}/{name}"
