@@ -1,0 +1,1 @@
+"""Our formats, checked with tools we did not write."""
