@@ -1,0 +1,146 @@
+"""The promotion policy: lookups, merging, digest."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from governance.errors import NotFoundError, PolicyError
+from governance.gates.policy import Policy, default_policy, load_policy, parse_policy
+from governance.gates.schema import PROVENANCE_TAGS, Environment, Requires, folded
+from governance.identity import ProofLevel
+
+DOC = Path(__file__).parents[3] / "docs" / "policy.md"
+
+
+def documented() -> str:
+    match = re.search(r"```yaml\n(.*?)```", DOC.read_text("utf-8"), re.DOTALL)
+    assert match
+    return match[1]
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return parse_policy(documented(), "docs/policy.md")
+
+
+def test_the_documented_example_is_a_policy(policy: Policy) -> None:
+    assert [e.name for e in policy.environments] == ["sandbox", "staging", "prod"]
+    assert [e.name for e in policy.protected_environments] == ["staging", "prod"]
+    prod = policy.requirements("churn", "prod")
+    assert (prod.approvals, prod.datasets, prod.after) == (2, 1, "staging")
+    assert prod.actor_proof is ProofLevel.SIGNED
+    assert prod.provenance == (*PROVENANCE_TAGS.values(), "data.contract")
+
+
+def test_every_key_is_documented() -> None:
+    text = DOC.read_text("utf-8")
+    keys = [*Environment.model_fields, *Requires.model_fields, *PROVENANCE_TAGS.values()]
+    assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+def test_the_built_in_policy() -> None:
+    policy = default_policy()
+    assert policy.load.require_signature == "protected"
+    for alias, name in {
+        "staging": "staging",
+        "challenger": "staging",
+        "prod": "prod",
+        "production": "prod",
+        "champion": "prod",
+    }.items():
+        environment = policy.environment_for_alias(alias)
+        assert environment is not None
+        assert environment.name == name
+    assert policy.requirements("any", "staging").after is None
+    assert policy.requirements("any", "prod").after == "staging"
+    assert policy.requirements("any", "prod").approvals == 1
+
+
+@pytest.mark.parametrize(
+    "alias", ["champion", "Champion", "CHAMPION", "ｃｈａｍｐｉｏｎ", "champion\n", "cHAMPiON"]
+)
+def test_no_spelling_of_an_alias_slips_past(alias: str) -> None:
+    environment = default_policy().environment_for_alias(alias)
+    assert environment is not None
+    assert environment.name == "prod"
+
+
+def test_folding_is_stable() -> None:
+    for text in ("ﬁnal", "ẞ", "İ", "K", "ϔ", "ſtaging"):
+        assert folded(folded(text)) == folded(text)
+
+
+@pytest.mark.parametrize("stage", ["Production", "production", "PRODUCTION"])
+def test_stages(stage: str) -> None:
+    environment = default_policy().environment_for_stage(stage)
+    assert environment is not None
+    assert environment.name == "prod"
+
+
+def test_what_is_not_protected_has_no_environment(policy: Policy) -> None:
+    assert policy.environment_for_alias("dev") is None
+    assert policy.environment_for_alias("whatever") is None
+    assert policy.environment_for_stage("Archived") is None
+    assert policy.environment_for_stage("None") is None
+
+
+def test_environment_by_name(policy: Policy) -> None:
+    assert policy.environment("PROD").name == "prod"
+    with pytest.raises(NotFoundError, match="did you mean 'staging'"):
+        policy.environment("stagging")
+    with pytest.raises(NotFoundError, match="sandbox, staging, prod"):
+        policy.environment("x")
+
+
+def test_model_rules_merge_in_order() -> None:
+    text = documented().replace(
+        "load:",
+        """  - match: "FRAUD-card"
+    environments:
+      prod:
+        after: null
+        approvals: 1
+        provenance: [ticket]
+load:""",
+    )
+    policy = parse_policy(text)
+    plain, fraud, card = (
+        policy.requirements(name, "prod") for name in ("churn", "Fraud-X", "fraud-CARD")
+    )
+    assert (plain.approvals, fraud.approvals, card.approvals) == (2, 3, 1)
+    assert (fraud.after, card.after) == ("staging", None)
+    assert {m.name: m.min for m in card.metrics} == {"accuracy": 0.95, "false_positive_rate": None}
+    assert card.provenance == (*plain.provenance, "ticket")
+    assert card.request_ttl_hours == 48
+
+
+def test_the_digest_follows_the_meaning() -> None:
+    text = documented()
+    digest = parse_policy(text).digest
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert parse_policy(f"# a comment\n{text}").digest == digest
+    assert parse_policy(text.replace("min: 0.80", "min: 8e-1")).digest == digest
+    assert parse_policy(text.replace("min: 0.80", "min: 0.81")).digest != digest
+    assert parse_policy(text.replace("approvals: 3", "approvals: 4")).digest != digest
+    assert parse_policy(text.replace("after: staging", "after: null")).digest != digest
+    rules = text.replace("        approvals: 3\n", "        after: null\n")
+    assert parse_policy(rules).digest != digest
+
+
+def test_load_policy_reads_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("\ufeff" + documented(), encoding="utf-8")
+    assert load_policy(path) == parse_policy(documented())
+
+
+def test_load_policy_names_an_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"nowhere\.yaml.*cannot be read"):
+        load_policy(tmp_path / "nowhere.yaml")
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"version: 1\nmetrics: {caf\xe9: {goal: maximize}}\n")
+    with pytest.raises(PolicyError, match="not UTF-8") as caught:
+        load_policy(path)
+    assert caught.value.line == 2
