@@ -227,6 +227,8 @@ def test_a_strange_document_is_not_read() -> None:
         target.clear()
         target.update(before)
     assert TrustRoots.parse(canonical_json(document)) == roots()
+    with pytest.raises(SignatureError, match="canonical form"):
+        TrustRoots.parse(roots().to_payload() + b"\n")
 
 
 @pytest.fixture
