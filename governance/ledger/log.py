@@ -1,0 +1,347 @@
+"""The ledger: records events, covers them with witnessed checkpoints, and answers questions.
+
+``record`` writes to the outbox in the caller's own transaction, so that a change and its event
+commit together. ``cover`` returns once a checkpoint that the witness countersigned includes the
+event. Between the two a process may crash: the event stays in the outbox, or in the tree without a
+cosignature, and the next one who sequences completes the work.
+
+Example::
+
+    with engine.begin() as connection:
+        event_id = ledger.record(connection, event)
+    ledger.cover(event_id)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from threading import Event, Lock, Thread
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, func, insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from governance.canonical import parse_json
+from governance.database import checkpoints, ledger_entries, ledger_state, outbox
+from governance.errors import (
+    GovernanceError,
+    LedgerError,
+    LedgerTamperedError,
+    NotFoundError,
+    WitnessError,
+)
+from governance.events import AuditEvent
+from governance.ledger.merkle import EMPTY_ROOT
+from governance.ledger.note import Checkpoint, parse_checkpoint
+from governance.ledger.proof import format_tlog_proof
+from governance.ledger.sequencer import BATCH, sequence_batch
+from governance.ledger.tree import read_consistency_proof, read_inclusion_proof
+from governance.ledger.witness import Witness
+from governance.signing.keys import Signer
+
+__all__ = ["Entry", "Ledger"]
+
+_log = logging.getLogger(__name__)
+_RECORD = insert(outbox)
+_ENTRY = select(
+    ledger_entries.c.idx,
+    ledger_entries.c.event_id,
+    ledger_entries.c.leaf,
+    ledger_entries.c.leaf_hash,
+)
+_NEWEST = (
+    select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
+)
+_COMMITTED = (
+    "the change is committed and event {} is recorded, but it is not yet {}: {} "
+    "Do not repeat the call."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry: ``leaf`` is the event's canonical JSON."""
+
+    index: int
+    event_id: str
+    leaf: bytes
+    leaf_hash: bytes
+
+    def event(self) -> dict[str, Any]:
+        """The CloudEvents object."""
+        parsed: dict[str, Any] = parse_json(self.leaf)
+        return parsed
+
+
+class Ledger:
+    """See the module. Safe to share among threads; each process has its own.
+
+    Args:
+        engine: For the ledger's own transactions; never the session of a change.
+        origin: Name for a ledger that has none yet; the first process decides.
+        log_signer: Signs checkpoints.
+        witness: Countersigns them.
+        clock: The time of checkpoints.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        origin: str,
+        log_signer: Signer,
+        witness: Witness,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.engine = engine
+        self.log_signer = log_signer
+        self.witness = witness
+        self._clock = clock
+        self._work = Lock()  # one thread sequences for all that wait
+        self._witnessed = 0  # size known to be countersigned
+        self._healthy = False  # whether the last countersigning here succeeded
+        self._stop = Event()
+        self._thread: Thread | None = None
+        self.origin = self._initialise(origin)
+
+    def _initialise(self, origin: str) -> str:
+        read = select(ledger_state.c.origin).where(ledger_state.c.id == 1)
+        with self.engine.connect() as connection:
+            stored = connection.execute(read).scalar()
+        if stored is None:
+            with self.engine.begin() as connection:
+                connection.execute(
+                    text(
+                        "INSERT INTO chancery_ledger_state (id, origin, size) "
+                        "VALUES (1, :origin, 0) ON CONFLICT DO NOTHING"
+                    ),
+                    {"origin": origin},
+                )
+                stored = connection.execute(read).scalar_one()
+        return str(stored)
+
+    # -- writing
+
+    def record(self, connection: Connection, event: AuditEvent) -> str:
+        """Put an event into the outbox, in the caller's transaction; returns the event's id."""
+        connection.execute(_RECORD, {"event_id": event.id, "leaf": event.to_leaf()})
+        return event.id
+
+    def sequence(self) -> int:
+        """Sequence whatever is pending and have it countersigned; returns how many events.
+
+        Raises:
+            WitnessError: sequenced, but the witness can or will not countersign.
+            LedgerTamperedError: the database is not as the ledger left it.
+        """
+        with self._work:
+            count = self._sequence()
+            self._countersign()
+            return count
+
+    def _sequence(self) -> int:
+        total = 0
+        while True:
+            with self.engine.connect() as connection:
+                done = sequence_batch(connection, self.log_signer, self._clock)
+                if done is None:
+                    return total
+                connection.commit()
+            total += done.count
+            if done.count < BATCH:
+                return total
+
+    def _countersign(self) -> None:
+        """Bring the witness up to the newest checkpoint, from whatever size it has."""
+        self._healthy = False
+        while True:
+            # The witness is read first: the database then holds at least what it has seen.
+            seen = self._seen()
+            with self.engine.connect() as connection:
+                size, note = connection.execute(_NEWEST).tuples().first() or (0, "")
+                if size < seen.size:
+                    raise LedgerTamperedError(
+                        f"the ledger was rolled back: the witness countersigned {seen.size} "
+                        f"entries of {self.origin}, the database has {size}",
+                        "restore the database; `chancery ledger verify` shows what is missing",
+                        index=size,
+                    )
+                if size == 0 or (size == seen.size and parse_checkpoint(note) == seen):
+                    break
+                proof = read_consistency_proof(connection, seen.size, size)
+            try:
+                self.witness.cosign(note, seen.size, proof)
+                break
+            except WitnessError:
+                if self._seen() == seen:
+                    raise
+                continue  # another process was quicker
+        self._witnessed = size
+        self._healthy = True
+
+    def _seen(self) -> Checkpoint:
+        note = self.witness.latest(self.origin)
+        return parse_checkpoint(note) if note else Checkpoint(self.origin, 0, EMPTY_ROOT)
+
+    def cover(self, event_id: str) -> None:
+        """Return once the event is in a checkpoint that the witness countersigned.
+
+        Whoever holds the lock sequences for everyone who waits.
+
+        Raises:
+            WitnessError: the event is committed and recorded, but not countersigned.
+            LedgerTamperedError: the database is not as the ledger left it.
+            LedgerError: no such event was committed, or the database failed.
+        """
+        try:
+            if self._covered(event_id):
+                return
+            with self._work:
+                if self._covered(event_id):
+                    return
+                if self._index(event_id)[0] is None:
+                    self._sequence()
+                if self._index(event_id)[0] is None:
+                    raise LedgerError(
+                        f"event {event_id} is neither pending nor in the ledger",
+                        "cover an event only after its transaction has been committed",
+                    )
+                self._countersign()
+        except WitnessError as error:
+            raise WitnessError(
+                _COMMITTED.format(event_id, "countersigned", error.message),
+                f"{error.remedy}; then run `chancery ledger checkpoint`",
+            ) from error
+        except SQLAlchemyError as error:
+            raise LedgerError(
+                _COMMITTED.format(event_id, "covered by a checkpoint", str(error).split("\n")[0]),
+                "see to the database; then run `chancery ledger checkpoint`",
+            ) from error
+
+    def _index(self, event_id: str) -> tuple[int | None, int]:
+        """Where the event is, and the size of the newest checkpoint."""
+        index = select(ledger_entries.c.idx).where(ledger_entries.c.event_id == event_id)
+        newest = select(func.max(checkpoints.c.size))
+        query: Select[Any] = select(index.scalar_subquery(), newest.scalar_subquery())
+        with self.engine.connect() as connection:
+            found, size = connection.execute(query).one()
+        return found, size or 0
+
+    def _covered(self, event_id: str) -> bool:
+        index, size = self._index(event_id)
+        return index is not None and index < self._witnessed <= size
+
+    def ensure_witnessed(self) -> None:
+        """Refuse to go on while the witness is down; free unless the last attempt failed.
+
+        Raises:
+            WitnessError: it still cannot or will not countersign.
+            LedgerTamperedError: the database was rolled back or changed.
+        """
+        if not self._healthy:
+            with self._work:
+                if not self._healthy:
+                    self._countersign()
+
+    def start_background(self, interval_s: float = 1.0) -> None:
+        """Sequence events that nobody waits for, in a daemon thread."""
+        if self._thread is None or not self._thread.is_alive():
+            self._stop.clear()
+            self._thread = Thread(
+                target=self._run, args=(interval_s,), name="chancery-ledger", daemon=True
+            )
+            self._thread.start()
+
+    def _run(self, interval_s: float) -> None:
+        while not self._stop.wait(interval_s):
+            try:
+                if self.pending():
+                    self.sequence()
+                else:
+                    self.ensure_witnessed()
+            except (GovernanceError, SQLAlchemyError) as error:  # told again to whoever waits
+                _log.warning("the ledger could not be brought up to date: %s", error)
+
+    def close(self) -> None:
+        """Stop the background thread; what is pending stays for the next process."""
+        self._stop.set()
+        if self._thread is not None:
+            with suppress(RuntimeError):  # called from that thread itself
+                self._thread.join(timeout=30)
+            self._thread = None
+
+    # -- reading
+
+    def size(self) -> int:
+        """Entries in the tree."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(select(ledger_state.c.size)).scalar_one())
+
+    def pending(self) -> int:
+        """Committed events that are not in the tree yet."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(select(func.count()).select_from(outbox)).scalar_one())
+
+    def entries(self, start: int = 0, limit: int = 100) -> Sequence[Entry]:
+        """Entries in order; a negative ``start`` counts from the end."""
+        with self.engine.connect() as connection:
+            if start < 0:
+                size = connection.execute(select(ledger_state.c.size)).scalar_one()
+                start = max(0, size + start)
+            query = _ENTRY.where(ledger_entries.c.idx >= start).order_by(ledger_entries.c.idx)
+            return [Entry(*row) for row in connection.execute(query.limit(limit)).tuples()]
+
+    def find(self, event_id: str) -> Entry:
+        """The entry of an event.
+
+        Raises:
+            NotFoundError: there is none (it may be pending).
+        """
+        with self.engine.connect() as connection:
+            row = connection.execute(_ENTRY.where(ledger_entries.c.event_id == event_id)).first()
+        if row is None:
+            raise NotFoundError(
+                f"event {event_id} is not in the ledger",
+                "if it was recorded just now, run `chancery ledger checkpoint`",
+            )
+        return Entry(*row.tuple())
+
+    def checkpoint(self) -> str | None:
+        """The newest checkpoint, with its cosignature if it has one; None while empty."""
+        with self.engine.connect() as connection:
+            note: str | None = connection.execute(select(_NEWEST.c.note)).scalar()
+        latest = self.witness.latest(self.origin)
+        if note and latest and parse_checkpoint(latest) == parse_checkpoint(note):
+            return latest
+        return note
+
+    def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
+        """RFC 6962 section 2.1.1; in the present tree unless ``size`` is given."""
+        size = self.size() if size is None else size
+        with self.engine.connect() as connection:
+            return read_inclusion_proof(connection, index, size)
+
+    def consistency_proof(self, old: int, new: int) -> list[bytes]:
+        """RFC 6962 section 2.1.2."""
+        with self.engine.connect() as connection:
+            return read_consistency_proof(connection, old, new)
+
+    def tlog_proof(self, event_id: str) -> str:
+        """The event's offline proof (C2SP ``.tlog-proof``) under the newest cosigned checkpoint.
+
+        Raises:
+            NotFoundError: no such entry.
+            LedgerError: not countersigned yet.
+        """
+        index = self.find(event_id).index
+        note = self.witness.latest(self.origin)
+        size = parse_checkpoint(note).size if note else 0
+        if note is None or index >= size:
+            raise LedgerError(
+                f"event {event_id} is not countersigned yet", "run `chancery ledger checkpoint`"
+            )
+        return format_tlog_proof(index, self.inclusion_proof(index, size), note)

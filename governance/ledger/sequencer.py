@@ -1,0 +1,130 @@
+"""The sequencer: moves events from the outbox into the tree, and signs a checkpoint.
+
+Any process may sequence at any time ("helping"): there is no leader to elect or lose. The first
+statement updates the ledger's one state row, which is a lock on SQLite (the write lock) and on
+PostgreSQL (the row lock) alike, held until the commit. One transaction moves one batch: entries,
+complete nodes, checkpoint and the emptied outbox become visible together or not at all.
+
+No change can be skipped. An outbox row is deleted when, and only when, its entry is written; there
+is no high-water mark that a transaction with a lower ``outbox_id`` could commit behind. Order
+follows cause: an event's ``outbox_id`` is allocated within its change's transaction, so a change
+that saw another one committed has the larger id, and is sequenced in the same batch behind it or
+in a later one.
+
+Before it signs, the sequencer checks that the tree it extends is the one of the last checkpoint,
+and that the log's key signed that: it never lends its signature to rows it did not write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from governance.database import checkpoints, ledger_entries, ledger_nodes, ledger_state, outbox
+from governance.errors import LedgerTamperedError, VerificationError
+from governance.ledger.merkle import EMPTY_ROOT, append_leaves, fold, leaf_hash
+from governance.ledger.note import Checkpoint, sign_checkpoint, verify_checkpoint
+from governance.ledger.tree import read_peaks
+from governance.signing.keys import Signer
+
+__all__ = ["BATCH", "Sequenced", "sequence_batch"]
+
+BATCH = 5_000
+
+_LOCK = update(ledger_state).where(ledger_state.c.id == 1).values(size=ledger_state.c.size)
+_STATE = select(ledger_state.c.origin, ledger_state.c.size).where(ledger_state.c.id == 1)
+_PENDING = select(outbox.c.event_id, outbox.c.leaf).order_by(outbox.c.outbox_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequenced:
+    """One batch: how many events, the checkpoint over all, and its note."""
+
+    count: int
+    checkpoint: Checkpoint
+    note: str
+
+
+_verified = lru_cache(maxsize=64)(verify_checkpoint)
+
+
+def sequence_batch(
+    connection: Connection, signer: Signer, clock: Callable[[], datetime], batch: int = BATCH
+) -> Sequenced | None:
+    """Sequence up to ``batch`` events in the transaction that ``connection`` begins here.
+
+    Returns:
+        None when nothing was pending: roll back. Otherwise commit.
+
+    Raises:
+        LedgerTamperedError: the stored tree is not the one of the last checkpoint.
+    """
+    connection.execute(_LOCK)  # must come first, see the module
+    rows = connection.execute(_PENDING.limit(batch)).all()
+    if not rows:
+        return None
+    origin, size = connection.execute(_STATE).one()
+    frontier = read_peaks(connection, size)
+    _check_last(connection, Checkpoint(origin, size, fold(frontier)), signer.public_key_pem)
+
+    hashes = [leaf_hash(row.leaf) for row in rows]
+    frontier, completed = append_leaves(size, frontier, hashes)
+    connection.execute(
+        insert(ledger_entries),
+        [
+            {"idx": index, "event_id": row.event_id, "leaf": row.leaf, "leaf_hash": value}
+            for index, (row, value) in enumerate(zip(rows, hashes, strict=True), size)
+        ],
+    )
+    if completed:
+        connection.execute(
+            insert(ledger_nodes),
+            [
+                {"level": level, "position": position, "hash": value}
+                for level, position, value in completed
+            ],
+        )
+    new = Checkpoint(origin, size + len(rows), fold(frontier))
+    note = sign_checkpoint(new, signer)
+    connection.execute(
+        insert(checkpoints).values(
+            size=new.size, note=note, created_ms=int(clock().timestamp() * 1000)
+        )
+    )
+    connection.execute(update(ledger_state).where(ledger_state.c.id == 1).values(size=new.size))
+    # Exactly the rows that are now entries: others may have been committed since they were read.
+    connection.execute(
+        delete(outbox).where(
+            outbox.c.event_id.in_(
+                select(ledger_entries.c.event_id).where(ledger_entries.c.idx >= size)
+            )
+        )
+    )
+    return Sequenced(len(rows), new, note)
+
+
+def _check_last(connection: Connection, tree: Checkpoint, log_public_key: str) -> None:
+    note = connection.execute(
+        select(checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
+    ).scalar()
+    try:
+        last = (
+            Checkpoint(tree.origin, 0, EMPTY_ROOT)
+            if note is None
+            else _verified(note, log_public_key, tree.origin)
+        )
+    except VerificationError as error:
+        raise LedgerTamperedError(
+            f"the ledger's last checkpoint does not hold: {error.message}",
+            "run `chancery ledger verify`; check that CHANCERY_LOG_KEY names the ledger's key",
+        ) from error
+    if last != tree:
+        raise LedgerTamperedError(
+            f"the ledger's tree of {tree.size} is not the one of its last checkpoint "
+            f"(size {last.size}): entries were changed outside the sequencer",
+            "run `chancery ledger verify`, which names the first bad entry",
+        )
