@@ -38,6 +38,7 @@ __all__ = [
     "rename_model",
     "revoked_reason",
     "run_record",
+    "seal_artifact",
     "seal_reason_for_artifact",
     "sealed_among",
     "set_digest",
@@ -134,14 +135,23 @@ def add_version(connection: Connection, new: NewVersion, now_ms: int) -> str:
     if new.run_id:
         connection.execute(insert(sealed_runs).values(run_id=new.run_id, version_uid=uid))
     if new.artifact_uri:
-        connection.execute(
-            insert(sealed_artifacts).values(
-                path_digest=sha256_hex(new.artifact_uri.encode()),
-                path=new.artifact_uri,
-                version_uid=uid,
-            )
-        )
+        seal_artifact(connection, uid, new.artifact_uri)
     return uid
+
+
+def seal_artifact(connection: Connection, version_uid: str, uri: str) -> None:
+    """Refuse changes at and below ``uri`` (no trailing slash) while the version lives."""
+    digest = sha256_hex(uri.encode())
+    sealed = connection.execute(
+        select(sealed_artifacts.c.path).where(
+            sealed_artifacts.c.path_digest == digest,
+            sealed_artifacts.c.version_uid == version_uid,
+        )
+    ).scalar_one_or_none()
+    if sealed is None:
+        connection.execute(
+            insert(sealed_artifacts).values(path_digest=digest, path=uri, version_uid=version_uid)
+        )
 
 
 def mark_version_deleted(connection: Connection, name: str, version: int, now_ms: int) -> None:

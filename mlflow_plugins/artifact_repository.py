@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from governance.signing.pins import KnownRoots
-from governance.signing.release import Release, VerifiedLoad, verify_release
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -37,10 +35,13 @@ from governance.errors import (
     UnsignedError,
 )
 from governance.settings import GOVERNED_PREFIX, Settings
+from governance.signing.pins import KnownRoots
+from governance.signing.release import Release, VerifiedLoad, verify_release
 from mlflow_plugins.backend import open_backend
 from mlflow_plugins.exceptions import to_mlflow
 from mlflow_plugins.governor import now_ms
 from mlflow_plugins.rest_backend import is_governed
+from mlflow_plugins.strict_mode import verified_access
 
 __all__ = ["VerifiedModelsArtifactRepository", "copy_and_digest", "verify_directory"]
 
@@ -121,7 +122,8 @@ class VerifiedModelsArtifactRepository(ModelsArtifactRepository):
                 else:
                     partial = copy_and_digest(source, target, prefix=artifact_path)
             else:
-                self.repo.download_artifacts(artifact_path, str(private))
+                with verified_access():
+                    self.repo.download_artifacts(artifact_path, str(private))
                 partial = digest_directory(private)
         except (OSError, MlflowException) as error:
             if isinstance(error, FileNotFoundError):

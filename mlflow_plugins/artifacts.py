@@ -15,6 +15,7 @@ from mlflow.utils.uri import is_local_uri
 
 from governance.canonical import Manifest, digest_directory
 from governance.errors import GovernanceError
+from mlflow_plugins.strict_mode import verified_access
 
 __all__ = ["location_of", "read_manifest", "resolve_proxied"]
 
@@ -49,7 +50,8 @@ def read_manifest(uri: str) -> tuple[Manifest | None, str | None]:
             path = Path(location)
             return _checked(digest_directory(path))
         with tempfile.TemporaryDirectory(prefix="chancery-digest-") as private:
-            found = get_artifact_repository(location).download_artifacts("", dst_path=private)
+            with verified_access():
+                found = get_artifact_repository(location).download_artifacts("", dst_path=private)
             return _checked(digest_directory(Path(found)))
     except GovernanceError as error:
         return None, str(error)

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["models_artifact_repository", "registry_store", "tracking_store"]
+__all__ = [
+    "file_repository",
+    "http_repository",
+    "https_repository",
+    "mlflow_artifacts_repository",
+    "models_artifact_repository",
+    "registry_store",
+    "runs_repository",
+    "s3_repository",
+    "tracking_store",
+]
 
 
 def tracking_store(store_uri: str, artifact_uri: str | None = None, **_: Any) -> Any:
@@ -33,3 +43,39 @@ def models_artifact_repository(
     from mlflow_plugins.artifact_repository import VerifiedModelsArtifactRepository
 
     return VerifiedModelsArtifactRepository(artifact_uri, tracking_uri, registry_uri)
+
+
+def _located(scheme: str, artifact_uri: str, *arguments: Any, **options: Any) -> Any:
+    from mlflow_plugins.strict_mode import build
+
+    return build(scheme, artifact_uri, *arguments, **options)
+
+
+def runs_repository(artifact_uri: str, *arguments: Any, **options: Any) -> Any:
+    """MLflow's own repository; refuses models in strict mode."""
+    return _located("runs", artifact_uri, *arguments, **options)
+
+
+def file_repository(artifact_uri: str, *arguments: Any, **options: Any) -> Any:
+    """MLflow's own repository; refuses models in strict mode."""
+    return _located("file", artifact_uri, *arguments, **options)
+
+
+def s3_repository(artifact_uri: str, *arguments: Any, **options: Any) -> Any:
+    """MLflow's own repository; refuses models in strict mode."""
+    return _located("s3", artifact_uri, *arguments, **options)
+
+
+def mlflow_artifacts_repository(artifact_uri: str, *arguments: Any, **options: Any) -> Any:
+    """MLflow's own repository; refuses models in strict mode."""
+    return _located("mlflow-artifacts", artifact_uri, *arguments, **options)
+
+
+def http_repository(artifact_uri: str, *arguments: Any, **options: Any) -> Any:
+    """MLflow's own repository; refuses models in strict mode."""
+    return _located("http", artifact_uri, *arguments, **options)
+
+
+def https_repository(artifact_uri: str, *arguments: Any, **options: Any) -> Any:
+    """MLflow's own repository; refuses models in strict mode."""
+    return _located("https", artifact_uri, *arguments, **options)

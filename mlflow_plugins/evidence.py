@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from mlflow.store.tracking.dbmodels.models import (
@@ -27,6 +28,7 @@ from sqlalchemy.engine import Connection
 from governance import registry
 from governance.canonical import canonical_json
 from governance.records import Candidate, MetricEvidence
+from mlflow_plugins.artifacts import location_of
 
 __all__ = ["TERMINAL_STATUSES", "RunFacts", "model_metrics", "run_facts", "run_record"]
 
@@ -163,3 +165,21 @@ def model_metrics(connection: Connection, candidate: Candidate) -> tuple[MetricE
         )
         for row in rows
     )
+
+
+def run_artifacts(connection: Connection, run_id: str) -> str | None:
+    """Where the run's artifacts lie, as ``location_of`` spells it."""
+    uri = connection.execute(
+        select(SqlRun.artifact_uri).where(SqlRun.run_uuid == run_id)
+    ).scalar_one_or_none()
+    return location_of(uri) if uri else None
+
+
+def close_run(connection: Connection, run_id: str, version_uids: Iterable[str]) -> bytes:
+    """The run has ended: keep its record with the versions it made, seal its artifacts."""
+    record = run_record(connection, run_id)
+    for uid in version_uids:
+        registry.set_run_record(connection, uid, record.decode())
+        if location := run_artifacts(connection, run_id):
+            registry.seal_artifact(connection, uid, location)
+    return record

@@ -11,8 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-from governance.gates.decide import decide
-from governance.gates.policy import Policy, default_policy, load_policy
 from sqlalchemy import Engine
 from sqlalchemy.engine import Connection
 
@@ -26,6 +24,8 @@ from governance.errors import (
 )
 from governance.events import AuditEvent, EventName
 from governance.gates import promotions
+from governance.gates.decide import decide
+from governance.gates.policy import Policy, default_policy, load_policy
 from governance.gates.promotions import Standing
 from governance.identity import current_actor
 from governance.ledger import Ledger, open_ledger

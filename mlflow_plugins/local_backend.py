@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from governance.gates.decide import decide
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModelAlias
@@ -27,6 +26,7 @@ from governance.errors import (
 )
 from governance.events import AuditEvent, EventName
 from governance.gates import promotions
+from governance.gates.decide import decide
 from governance.gates.promotions import StoredStatement
 from governance.identity import ProofLevel, current_actor
 from governance.ledger import export_ledger
@@ -39,6 +39,7 @@ from mlflow_plugins import evidence
 from mlflow_plugins.artifacts import location_of, read_manifest
 from mlflow_plugins.governor import Governor, now_ms
 from mlflow_plugins.registry_guard import PendingVersion, version_lineage
+from mlflow_plugins.strict_mode import verified_access
 
 __all__ = ["LocalBackend"]
 
@@ -205,8 +206,7 @@ class LocalBackend:
                 now_ms(),
             )
             if row.run_id:
-                facts = evidence.run_record(connection, row.run_id)
-                registry.set_run_record(connection, uid, facts.decode())
+                evidence.close_run(connection, row.run_id, [uid])
             nodes, edges = version_lineage(
                 connection,
                 SqlModelVersion(name=name, version=version, source=row.source, run_id=row.run_id),
@@ -405,7 +405,8 @@ class LocalBackend:
         if location is None:
             raise NotFoundError(f"it is not known where the files of {candidate.uri} lie")
         try:
-            return str(get_artifact_repository(location).download_artifacts("", destination))
+            with verified_access():
+                return str(get_artifact_repository(location).download_artifacts("", destination))
         except (MlflowException, OSError) as error:
             raise NotFoundError(f"cannot fetch the files of {candidate.uri}: {error}") from error
 

@@ -36,7 +36,7 @@ from governance.events import AuditEvent, EventName
 from governance.identity import current_actor
 from governance.lineage import Edge, Node, NodeKind, Relation
 from governance.lineage import record as record_lineage
-from mlflow_plugins.evidence import TERMINAL_STATUSES, run_record
+from mlflow_plugins.evidence import TERMINAL_STATUSES, close_run
 from mlflow_plugins.governor import now_ms
 from mlflow_plugins.session_guard import Guard, changed, old_value
 
@@ -335,7 +335,7 @@ class RegistryGuard(Guard):
         if found.digest_error:
             data["digestError"] = found.digest_error
         if run_id and _run_ended(connection, run_id):
-            registry.set_run_record(connection, uid, run_record(connection, run_id).decode())
+            close_run(connection, run_id, [uid])
         return version_lineage(connection, row, found)
 
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from governance import registry
 from governance.events import AuditEvent, EventName
 from mlflow_plugins.artifacts import location_of
+from mlflow_plugins.evidence import run_artifacts
 from mlflow_plugins.governor import Governor
 
 __all__ = ["RequestGuard"]
@@ -42,6 +43,20 @@ class RequestGuard:
             return registry.seal_reason_for_artifact(
                 connection, uri, whole_tree=method.upper() == "DELETE"
             )
+
+    def owner_seal_reason(self, owner: str, path: str) -> str | None:
+        """The same for an artifact named by its run (``runs:/…``) or logged model."""
+        with self._governor.engine.connect() as connection:
+            if owner.startswith("models:/"):
+                uid = registry.version_uid_behind_logged_model(
+                    connection, owner.removeprefix("models:/")
+                )
+                return "its model is registered" if uid else None
+            location = run_artifacts(connection, owner.removeprefix("runs:/"))
+            if location is None:
+                return None  # no such run: MLflow answers that itself
+            clean = posixpath.normpath(f"{location}/{unquote(path).lstrip('/')}")
+            return registry.seal_reason_for_artifact(connection, clean, whole_tree=True)
 
     def rejected(self, reason: str, details: dict[str, Any]) -> None:
         """Audit a request that was turned away."""

@@ -22,6 +22,7 @@ from governance.records import Decision
 from governance.settings import Settings
 from mlflow_plugins.api.wire import decision_from_json, request_from_json
 from mlflow_plugins.request_headers import GovernanceHeaderProvider
+from mlflow_plugins.strict_mode import verified_access
 
 __all__ = ["RestBackend", "is_governed"]
 
@@ -156,7 +157,8 @@ class RestBackend:
         try:
             source = client.get_model_version_download_uri(name, str(version))
             repository = get_artifact_repository(source, tracking_uri=self.uri)
-            return str(repository.download_artifacts("", destination))
+            with verified_access():
+                return str(repository.download_artifacts("", destination))
         except MlflowException as error:
             raise NotFoundError(
                 f"cannot fetch models:/{name}/{version}: {error.message}"

@@ -19,13 +19,13 @@ def create_app() -> Any:
     Raises:
         ConfigurationError: the server would be half-governed.
     """
-    from governance.nonces import NonceStore
     from mlflow.server import BACKEND_STORE_URI_ENV_VAR, REGISTRY_STORE_URI_ENV_VAR
     from mlflow.server import app as flask_app
     from mlflow.server.constants import STATIC_PREFIX_ENV_VAR
     from mlflow.server.fastapi_app import create_fastapi_app
 
     from governance.backend import Backend
+    from governance.nonces import NonceStore
     from mlflow_plugins.api.routes import install
     from mlflow_plugins.doctor import require_governed_server
     from mlflow_plugins.local_backend import LocalBackend
@@ -57,6 +57,7 @@ def create_app() -> Any:
         key_lookup=guard.key_lookup,
         nonces=NonceStore(governor.engine),
         is_sealed=guard.seal_reason,
+        is_owner_sealed=guard.owner_seal_reason,
         on_rejected=guard.rejected,
         basic_auth=basic_auth,
     )

@@ -30,7 +30,7 @@ from governance import registry
 from governance.canonical import sha256_hex
 from governance.errors import SealedError
 from governance.events import AuditEvent, EventName
-from mlflow_plugins.evidence import TERMINAL_STATUSES, run_record
+from mlflow_plugins.evidence import TERMINAL_STATUSES, close_run
 from mlflow_plugins.session_guard import Guard, changed, old_value
 
 __all__ = ["TrackingGuard"]
@@ -213,10 +213,9 @@ class TrackingGuard(Guard):
                 subject = f"experiments:/{change.row.experiment_id}"
                 data["name"] = change.row.name
             elif change.name is EventName.RUN_FINISHED:
-                record = run_record(connection, change.row.run_uuid)
-                data["recordDigest"] = sha256_hex(record)
-                for uid in registry.versions_of_run(connection, change.row.run_uuid):
-                    registry.set_run_record(connection, uid, record.decode())
+                run_id = change.row.run_uuid
+                made = registry.versions_of_run(connection, run_id)
+                data["recordDigest"] = sha256_hex(close_run(connection, run_id, made))
             events.append(AuditEvent.now(change.name, subject, data))
         return events
 

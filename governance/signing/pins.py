@@ -76,6 +76,10 @@ class KnownRoots:
                 )
         return found
 
+    def knows(self, uri: str) -> bool:
+        """Whether the roots of the server at ``uri`` were remembered before."""
+        return _without_credentials(uri) in self._read()
+
     def _read(self) -> dict[str, str]:
         try:
             document = parse_json(self._path.read_text("utf-8"))
