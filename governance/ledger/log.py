@@ -313,7 +313,8 @@ class Ledger:
     def checkpoint(self) -> str | None:
         """The newest checkpoint, with its cosignature if it has one; None while empty."""
         with self.engine.connect() as connection:
-            note: str | None = connection.execute(select(_NEWEST.c.note)).scalar()
+            newest = connection.execute(_NEWEST).first()
+        note = newest.note if newest else None
         latest = self.witness.latest(self.origin)
         if note and latest and parse_checkpoint(latest) == parse_checkpoint(note):
             return latest
