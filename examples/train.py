@@ -40,7 +40,7 @@ def main() -> None:
             context="training",
         )
         mlflow.log_params({"C": options.c, "seed": options.seed})
-        mlflow.set_tag("seed", options.seed)
+        mlflow.set_tag("provenance.seed", options.seed)
         model = make_pipeline(StandardScaler(), LogisticRegression(C=options.c, max_iter=1000))
         model.fit(train[features], train["target"])
         predicted = model.predict(test[features])

@@ -6,9 +6,12 @@ the inner one. The factory runs the self-check first and refuses to serve half-g
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import sys
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = ["create_app"]
 
@@ -16,15 +19,15 @@ __all__ = ["create_app"]
 def create_app() -> Any:
     """Build the ASGI app; uvicorn calls this once in each worker.
 
-    Raises:
-        ConfigurationError: the server would be half-governed.
+    Ends the process (exit code 3) with an explanation when the server would be half-governed.
     """
     from mlflow.server import BACKEND_STORE_URI_ENV_VAR, REGISTRY_STORE_URI_ENV_VAR
     from mlflow.server import app as flask_app
-    from mlflow.server.constants import STATIC_PREFIX_ENV_VAR
+    from mlflow.server.handlers import STATIC_PREFIX_ENV_VAR
     from mlflow.server.fastapi_app import create_fastapi_app
 
     from governance.backend import Backend
+    from governance.errors import GovernanceError
     from governance.nonces import NonceStore
     from mlflow_plugins.api.routes import install
     from mlflow_plugins.doctor import require_governed_server
@@ -36,7 +39,10 @@ def create_app() -> Any:
     store = os.environ.get(REGISTRY_STORE_URI_ENV_VAR) or os.environ.get(
         BACKEND_STORE_URI_ENV_VAR, ""
     )
-    require_governed_server(store)
+    try:
+        require_governed_server(store)
+    except GovernanceError as error:
+        _stop(error)
     basic_auth = os.environ.get("CHANCERY_BASIC_AUTH", "0") == "1"
     if basic_auth:
         from mlflow.server import auth
@@ -61,3 +67,11 @@ def create_app() -> Any:
         on_rejected=guard.rejected,
         basic_auth=basic_auth,
     )
+
+
+def _stop(error: Exception) -> NoReturn:
+    """End the whole server: uvicorn would restart a worker that fails at its start for ever."""
+    print(f"chancery: the server does not start.\n{error}", file=sys.stderr, flush=True)
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getppid(), signal.SIGTERM)
+    raise SystemExit(3) from error

@@ -56,7 +56,7 @@ class Scenario:
         with mlflow.start_run():
             mlflow.log_param("C", 1.0)
             mlflow.log_metric("accuracy", accuracy)
-            mlflow.set_tags({"seed": "7", **(tags or {})})
+            mlflow.set_tags({"provenance.seed": "7", **(tags or {})})
             model = LogisticRegression().fit(FEATURES, LABELS)
             info = mlflow.sklearn.log_model(
                 model,

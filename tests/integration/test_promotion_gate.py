@@ -293,8 +293,8 @@ def test_a_sealed_run_is_refused_changes_but_its_model_takes_metrics(scenario: S
     run_id = found.run_id
     attempts = [
         lambda: scenario.client.log_param(run_id, "late", 1),
-        lambda: scenario.client.set_tag(run_id, "seed", "8"),
-        lambda: scenario.client.delete_tag(run_id, "seed"),
+        lambda: scenario.client.set_tag(run_id, "provenance.seed", "8"),
+        lambda: scenario.client.delete_tag(run_id, "provenance.seed"),
         lambda: scenario.client.delete_run(run_id),
         lambda: scenario.client.update_run(run_id, status="RUNNING"),
     ]
