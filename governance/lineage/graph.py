@@ -47,7 +47,7 @@ __all__ = [
 MAX_DEPTH = 1_000
 MAX_NODES = 20_000
 _ID_LENGTH = 512
-_BATCH = 500  # rows or ids in one SQL command: databases limit its variables
+_BATCH = 500  # ids in one query: databases limit its variables
 
 Direction = Literal["up", "down"]
 """``up``: where it came from; ``down``: what came of it."""
@@ -137,26 +137,26 @@ def record(connection: Connection, nodes: Iterable[Node], edges: Iterable[Edge])
     ordered = [rows[key] for key in sorted(rows)]
     known = [row for row in ordered if row["attributes"] != "{}"]
     mentions = [row for row in ordered if row["attributes"] == "{}"]
-    for batch in _batches(known):
-        upsert = insert(lineage_nodes).values(batch)
-        connection.execute(
-            upsert.on_conflict_do_update(
-                index_elements=["node_id"],
-                set_={"kind": upsert.excluded.kind, "attributes": upsert.excluded.attributes},
-            )
-        )
-    for batch in _batches(mentions):
-        connection.execute(insert(lineage_nodes).values(batch).on_conflict_do_nothing())
+    upsert = insert(lineage_nodes)
+    upsert = upsert.on_conflict_do_update(
+        index_elements=["node_id"],
+        set_={"kind": upsert.excluded.kind, "attributes": upsert.excluded.attributes},
+    )
     links = {
         (_stored_id(edge.source), edge.relation.value, _stored_id(edge.target)): edge.event_id
         for edge in reversed(list(edges))
     }
-    for pairs in _batches(sorted(links.items())):
-        values = [
-            {"source_id": source, "relation": relation, "target_id": target, "event_id": event}
-            for (source, relation, target), event in pairs
-        ]
-        connection.execute(insert(lineage_edges).values(values).on_conflict_do_nothing())
+    steps = [
+        {"source_id": source, "relation": relation, "target_id": target, "event_id": event}
+        for (source, relation, target), event in sorted(links.items())
+    ]
+    # Rows as parameters, not as VALUES: the command is compiled once and cached.
+    if known:
+        connection.execute(upsert, known)
+    if mentions:
+        connection.execute(insert(lineage_nodes).on_conflict_do_nothing(), mentions)
+    if steps:
+        connection.execute(insert(lineage_edges).on_conflict_do_nothing(), steps)
 
 
 def walk(connection: Connection, node_id: str, direction: str, depth: int) -> Subgraph:
