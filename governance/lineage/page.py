@@ -96,7 +96,8 @@ def _drawing(
         f'style="width:min(100%,{width:.0f}px);min-width:{width * 0.8:.0f}px" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" role="group" aria-label="Lineage graph">'
         '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="12" '
-        'markerHeight="12" markerUnits="userSpaceOnUse" orient="auto-start-reverse"><path d="M0 0 10 5 0 10z"/></marker></defs>'
+        'markerHeight="12" markerUnits="userSpaceOnUse" orient="auto-start-reverse">'
+        '<path d="M0 0 10 5 0 10z"/></marker></defs>'
     ]
     for number, edge in enumerate(edges):
         points = [at(layout.boxes[edge.target])]
