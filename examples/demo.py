@@ -156,7 +156,9 @@ def story(address: str, home: Path) -> None:
     results.add_row("load", f"verified, predictions {before}")
 
     step("An intruder flips one byte of the stored model")
-    model = next(p for p in (FOLDER / "artifacts").rglob("model.*") if p.suffix in (".pkl", ".skops"))
+    model = next(
+        p for p in (FOLDER / "artifacts").rglob("model.*") if p.suffix in (".pkl", ".skops")
+    )
     good = model.read_bytes()
     flipped = bytearray(good)
     flipped[len(flipped) // 2] ^= 1

@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import wraps
 from importlib.metadata import entry_points
@@ -29,8 +29,9 @@ from governance.errors import (
     LedgerTamperedError,
     UnreachableError,
 )
+from governance.ledger import LedgerReport
 from governance.lineage import Subgraph, as_html, as_json, as_tree
-from governance.settings import GOVERNED_PREFIX, Settings
+from governance.settings import GOVERNED_PREFIX, Settings, plain_database_uri
 from governance.signing.dsse import sign_bundle
 from governance.signing.keys import create_key, development_signer
 from governance.signing.pins import KnownRoots
@@ -246,9 +247,7 @@ def verify(model: str, environment: str | None, path: Path | None, uri: str, as_
     backend = open_backend(uri)
     settings = _settings(uri)
     name, version = _version_of(model, backend)
-    release = Release.parse(
-        json.dumps(backend.release(name, version)), model=name, version=version
-    )
+    release = Release.parse(json.dumps(backend.release(name, version)), model=name, version=version)
     pinned = settings.trust_root
     if release.trust_roots:
         pins = KnownRoots(settings.home / "known_roots.json")
@@ -402,21 +401,23 @@ def ledger_verify(
     as_json: bool,
 ) -> None:
     """Recompute the whole tree and compare it with checkpoints and witness."""
-    from governance.ledger import verify_export, verify_store
+    from governance.ledger import verify_export
 
-    pins = {
-        "log_key_pem": log_key.read_text() if log_key else None,
-        "witness_key_pem": witness_key.read_text() if witness_key else None,
-    }
+    log_pem = log_key.read_text() if log_key else None
+    witness_pem = witness_key.read_text() if witness_key else None
     if export:
-        with export.open("rb") as lines:
-            report = verify_export(lines, **pins)
+        with export.open(encoding="utf-8") as lines:
+            report = verify_export(lines, log_public_key=log_pem, witness_public_key=witness_pem)
     elif uri is None:
         raise click.UsageError("give --uri, or --export FILE")
     elif uri.startswith(GOVERNED_PREFIX):
-        report = verify_store(uri, Settings.load(uri))
+        report = _verify_store(uri, log_pem)
     else:
-        report = verify_export(open_backend(uri).ledger_export(), **pins)
+        report = verify_export(
+            (line.decode() for line in open_backend(uri).ledger_export()),
+            log_public_key=log_pem,
+            witness_public_key=witness_pem,
+        )
     if as_json:
         _print_json(report.to_dict())
     else:
@@ -430,10 +431,28 @@ def ledger_verify(
     sys.exit(0 if report.ok else 1)
 
 
+def _verify_store(uri: str, log_public_key: str | None) -> LedgerReport:
+    """In place: against the witness's own records and the log key of this home."""
+    from governance.ledger import open_ledger, verify_ledger
+
+    settings = Settings.load(uri)
+    if not settings.witness.is_dir():
+        raise ConfigurationError(
+            f"there is no witness at {settings.witness}, so the ledger cannot be verified",
+            "set CHANCERY_HOME (or CHANCERY_WITNESS) as the server has it",
+        )
+    log = open_ledger(plain_database_uri(uri), settings)
+    return verify_ledger(
+        log.engine,
+        log_public_key=log_public_key or log.log_signer.public_key_pem,
+        witness=log.witness,
+    )
+
+
 def _print_report(report: Mapping[str, Any]) -> None:
     _console.print(f"entries    {report['size']} ({report['pending']} not yet in the tree)")
     _console.print(f"root       {report['root']}")
-    _console.print(f"witnessed  {report['witnessSize']}")
+    _console.print(f"witnessed  {report['witness_size']}")
     for problem in report["problems"]:
         _console.print(f"problem    {problem}", markup=False)
     if report["ok"]:
@@ -470,17 +489,10 @@ def ledger_tail(count: int, uri: str, as_json: bool) -> None:
 @_answer_errors
 def ledger_export(file: Path, uri: str) -> None:
     """Write the whole ledger to FILE (JSON lines), for offline verification."""
-    count = _write_lines(file, open_backend(uri).ledger_export())
-    _console.print(f"wrote {max(0, count - 1)} events to {file}", markup=False)
-
-
-def _write_lines(file: Path, lines: Iterable[bytes]) -> int:
-    count = 0
     with file.open("xb") as out:
-        for line in lines:
-            out.write(line.rstrip(b"\n") + b"\n")
-            count += 1
-    return count
+        for line in open_backend(uri).ledger_export():
+            out.write(line + b"\n")
+    _console.print(f"wrote {file}; check it with `chancery ledger verify --export`", markup=False)
 
 
 @ledger.command("checkpoint")
@@ -492,7 +504,7 @@ def ledger_checkpoint(uri: str) -> None:
 
     if not uri.startswith(GOVERNED_PREFIX):
         raise ConfigurationError("only a local store can be checkpointed", "run it on the server")
-    log = open_ledger(uri.removeprefix(GOVERNED_PREFIX), Settings.load(uri))
+    log = open_ledger(plain_database_uri(uri), Settings.load(uri))
     log.sequence()
     log.ensure_witnessed()
     _console.print(f"checkpoint covers {log.size()} entries")

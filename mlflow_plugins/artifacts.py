@@ -35,7 +35,7 @@ def location_of(uri: str) -> str:
     """One spelling for one place: resolved storage, absolute path, no trailing slash."""
     resolved = resolve_proxied(uri)
     if is_local_uri(resolved):
-        return os.path.realpath(local_file_uri_to_path(resolved))
+        return str(os.path.realpath(local_file_uri_to_path(resolved)))
     return resolved.rstrip("/")
 
 

@@ -34,7 +34,7 @@ from governance.lineage import Edge, Node, NodeKind, Relation
 from governance.records import Approval, Candidate, Decision
 from governance.signing import trust
 from governance.signing.dsse import parse_bundle, verify_bundle
-from governance.signing.statements import PAYLOAD_TYPE, PromotionStatement
+from governance.signing.statements import PAYLOAD_TYPE, PromotionStatement, statement_id
 from mlflow_plugins import evidence
 from mlflow_plugins.artifacts import location_of, read_manifest
 from mlflow_plugins.governor import Governor, now_ms
@@ -101,7 +101,7 @@ class LocalBackend:
             time_verified_ms=now,
         )
         actor = current_actor().id
-        identifier = promotions.statement_id(statement.to_payload())
+        identifier = statement_id(statement.to_payload())
         event = AuditEvent.now(
             EventName.PROMOTION_REQUESTED,
             candidate.uri,
@@ -430,7 +430,8 @@ class LocalBackend:
 
     def ledger_export(self) -> Iterator[bytes]:
         self.governor.ledger.sequence()
-        yield from export_ledger(self.governor.ledger)
+        for line in export_ledger(self.governor.ledger):
+            yield line.rstrip("\n").encode()
 
     def ledger_entries(self, start: int, limit: int) -> Sequence[tuple[int, bytes]]:
         return [(e.index, e.leaf) for e in self.governor.ledger.entries(start, limit)]

@@ -404,7 +404,8 @@ def version_lineage(
 def _granted_lineage(
     change: _Change,
 ) -> tuple[list[Node], list[tuple[str, Relation, str]]]:
-    environment = f"environments:/{change.data['environment']}"
+    model = change.subject.removeprefix("models:/").rpartition("/")[0]
+    environment = f"environments:/{change.data['environment']}/{model}"
     nodes = [
         Node(change.subject, NodeKind.MODEL_VERSION, {}),
         Node(environment, NodeKind.ENVIRONMENT, {}),

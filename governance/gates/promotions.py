@@ -291,8 +291,9 @@ def grant(connection: Connection, stored: StoredStatement, *, now_ms: int) -> in
             set_={"epoch": epoch},
             where=epochs.c.epoch == said.registry_epoch,
         )
-    )
-    if raised.rowcount != 1:
+        .returning(epochs.c.epoch)
+    ).scalar_one_or_none()
+    if raised is None:
         raise lost
     connection.execute(
         update(statements)

@@ -142,7 +142,7 @@ class Requires(_Part):
     datasets: Annotated[int, BeforeValidator(_count), Field(ge=0, le=1000)] = 0
     finished_run: bool = True
     after: EnvironmentName | None = PREVIOUS
-    approvals: Annotated[int, Field(ge=0, le=100)] = 1
+    approvals: Annotated[int, Field(ge=1, le=100)] = 1
     actor_proof: ProofLevel = ProofLevel.ANONYMOUS
     request_ttl_hours: Annotated[int, Field(ge=1, le=8760)] = 72
     clearance_days: Annotated[int, Field(ge=1, le=3650)] | None = None

@@ -22,11 +22,6 @@ from governance.signing.statements import PAYLOAD_TYPE
 from tests.scenario import Scenario
 
 
-@pytest.fixture
-def scenario(tmp_path: Path) -> Scenario:
-    return Scenario.local(tmp_path)
-
-
 def refused(error: pytest.ExceptionInfo[MlflowException]) -> str:
     """The text of a refusal, which must be a 403."""
     assert error.value.error_code == "PERMISSION_DENIED", error.value.message
@@ -257,7 +252,9 @@ def test_a_malformed_policy_denies_and_names_line_and_field(
 ) -> None:
     version = scenario.train()
     scenario.clear(version, "staging")
-    (scenario.home / "policy.yaml").write_text("version: 1\nenvironments: [{name: staging, alias: x}]\n")
+    (scenario.home / "policy.yaml").write_text(
+        "version: 1\nenvironments: [{name: staging, alias: x}]\n"
+    )
     from mlflow_plugins.governor import Governor
 
     governor = Governor.of(scenario.uri)

@@ -1,4 +1,4 @@
-"""The real ``mlflow server`` with two workers, on SQLite and PostgreSQL, over REST (AC-3, AC-13)."""
+"""The real ``mlflow server``, two workers, on SQLite and PostgreSQL, over REST (AC-3, AC-13)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ CHANCERY = str(Path(sys.executable).parent / "chancery")
 
 
 def governed(
-    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str | None,
+    start_server: StartServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    store: str | None,
     **environment: str,
 ) -> tuple[Server, Scenario]:
     home = tmp_path / "chancery"
@@ -96,7 +99,7 @@ def test_the_whole_story_over_rest(pair: tuple[Server, Scenario], tmp_path: Path
 
     report = report_of(server, tmp_path)
     assert report["ok"], report
-    assert report["witnessSize"] >= report["size"] - report["pending"] - 50
+    assert report["witness_size"] >= report["size"] - report["pending"] - 50
 
     # A revoked version's download URI is refused to clients without our package.
     local_scenario_revoke(server, tmp_path, version)
@@ -139,9 +142,7 @@ def test_concurrent_promotions_leave_one_occupant_and_a_whole_ledger(
     assert set(codes) <= {200, 403}
     occupant = scenario.alias("challenger")
     assert occupant in versions
-    granted = {
-        e["subject"] for e in scenario.events() if e["type"] == "gates:promotion:granted"
-    }
+    granted = {e["subject"] for e in scenario.events() if e["type"] == "gates:promotion:granted"}
     assert granted == {f"models:/fraud/{occupant}"}
     assert report_of(server, tmp_path)["ok"]
 

@@ -21,11 +21,6 @@ from mlflow_plugins.artifact_repository import copy_and_digest
 from tests.scenario import FEATURES, Scenario
 
 
-@pytest.fixture
-def scenario(tmp_path: Path) -> Scenario:
-    return Scenario.local(tmp_path)
-
-
 def code_of(error: pytest.ExceptionInfo[MlflowException]) -> str:
     """The governance code of a refusal."""
     assert "governance_code" in error.value.json_kwargs, repr(error.value)
@@ -204,9 +199,7 @@ def test_a_revoked_version_is_refused_everywhere(scenario: Scenario) -> None:
         assert "leaks personal data" in error.value.message
 
 
-def test_an_expired_clearance_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_expired_clearance_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(
         "version: 1\n"

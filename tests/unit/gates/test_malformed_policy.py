@@ -85,7 +85,7 @@ CASES = {
         "          min: 0.9", "          min: -.inf", 16, f"{PROD}.metrics[0].min", "finite", "",
     ),
     "negative approvals": (
-        "approvals: 2", "approvals: -1", 19, f"{PROD}.approvals", "greater than or equal to 0", "",
+        "approvals: 2", "approvals: -1", 19, f"{PROD}.approvals", "greater than or equal to 1", "",
     ),
     "no bounds": (
         "          min: 0.9\n", "", 15, f"{PROD}.metrics[0]", "'min', 'max' or both", "",
