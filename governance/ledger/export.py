@@ -69,9 +69,7 @@ def export_ledger(ledger: Ledger) -> Iterator[str]:
                 select(checkpoints.c.size, checkpoints.c.note).where(
                     checkpoints.c.size.in_({*wanted, size})
                 )
-            )
-            .tuples()
-            .all()
+            ).all()
         )
     header = {
         "format": EXPORT_FORMAT,

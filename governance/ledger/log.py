@@ -38,7 +38,7 @@ from governance.events import AuditEvent
 from governance.ledger.merkle import EMPTY_ROOT
 from governance.ledger.note import Checkpoint, parse_checkpoint
 from governance.ledger.proof import format_tlog_proof
-from governance.ledger.sequencer import BATCH, sequence_batch
+from governance.ledger.sequencer import BATCH, Sequenced, sequence_batch
 from governance.ledger.tree import read_consistency_proof, read_inclusion_proof
 from governance.ledger.witness import Witness
 from governance.signing.keys import Signer
@@ -139,30 +139,38 @@ class Ledger:
             LedgerTamperedError: the database is not as the ledger left it.
         """
         with self._work:
-            count = self._sequence()
-            self._countersign()
+            last, count, _ = self._sequence()
+            self._countersign(last)
             return count
 
-    def _sequence(self) -> int:
-        total = 0
-        while True:
+    def _sequence(self, event_id: str = "") -> tuple[Sequenced | None, int, bool]:
+        """Sequence all that is pending: the last batch, how many, and whether the event was."""
+        last, count, found = None, 0, False
+        while count % BATCH == 0:  # a batch that is not full was the last
             with self.engine.connect() as connection:
-                done = sequence_batch(connection, self.log_signer, self._clock)
-                if done is None:
-                    return total
+                batch = sequence_batch(connection, self.log_signer, self._clock)
+                if batch is None:
+                    break
                 connection.commit()
-            total += done.count
-            if done.count < BATCH:
-                return total
+            last, count = batch, count + len(batch.event_ids)
+            found = found or event_id in batch.event_ids
+        return last, count, found
 
-    def _countersign(self) -> None:
-        """Bring the witness up to the newest checkpoint, from whatever size it has."""
+    def _countersign(self, batch: Sequenced | None = None) -> None:
+        """Bring the witness up to the newest checkpoint, from whatever size it has.
+
+        ``batch`` is the one just sequenced here, if any: it saves reading it back.
+        """
         self._healthy = False
+        known = batch.nodes if batch else {}
         while True:
             # The witness is read first: the database then holds at least what it has seen.
             seen = self._seen()
             with self.engine.connect() as connection:
-                size, note = connection.execute(_NEWEST).tuples().first() or (0, "")
+                if batch is not None and seen.size < batch.checkpoint.size:
+                    size, note = batch.checkpoint.size, batch.note
+                else:
+                    size, note = connection.execute(_NEWEST).first() or (0, "")
                 if size < seen.size:
                     raise LedgerTamperedError(
                         f"the ledger was rolled back: the witness countersigned {seen.size} "
@@ -172,7 +180,7 @@ class Ledger:
                     )
                 if size == 0 or (size == seen.size and parse_checkpoint(note) == seen):
                     break
-                proof = read_consistency_proof(connection, seen.size, size)
+                proof = read_consistency_proof(connection, seen.size, size, known)
             try:
                 self.witness.cosign(note, seen.size, proof)
                 break
@@ -198,19 +206,20 @@ class Ledger:
             LedgerError: no such event was committed, or the database failed.
         """
         try:
-            if self._covered(event_id):
-                return
             with self._work:
-                if self._covered(event_id):
-                    return
-                if self._index(event_id)[0] is None:
-                    self._sequence()
-                if self._index(event_id)[0] is None:
+                index, size = self._index(event_id)
+                if index is not None and index < self._witnessed <= size:
+                    return  # whoever held the lock before did it
+                last, found = None, index is not None
+                if not found:
+                    last, _, found = self._sequence(event_id)
+                # Another process may have been quicker.
+                if not found and self._index(event_id)[0] is None:
                     raise LedgerError(
                         f"event {event_id} is neither pending nor in the ledger",
                         "cover an event only after its transaction has been committed",
                     )
-                self._countersign()
+                self._countersign(last)
         except WitnessError as error:
             raise WitnessError(
                 _COMMITTED.format(event_id, "countersigned", error.message),
@@ -230,10 +239,6 @@ class Ledger:
         with self.engine.connect() as connection:
             found, size = connection.execute(query).one()
         return found, size or 0
-
-    def _covered(self, event_id: str) -> bool:
-        index, size = self._index(event_id)
-        return index is not None and index < self._witnessed <= size
 
     def ensure_witnessed(self) -> None:
         """Refuse to go on while the witness is down; free unless the last attempt failed.
@@ -293,7 +298,7 @@ class Ledger:
                 size = connection.execute(select(ledger_state.c.size)).scalar_one()
                 start = max(0, size + start)
             query = _ENTRY.where(ledger_entries.c.idx >= start).order_by(ledger_entries.c.idx)
-            return [Entry(*row) for row in connection.execute(query.limit(limit)).tuples()]
+            return [Entry(*row) for row in connection.execute(query.limit(limit))]
 
     def find(self, event_id: str) -> Entry:
         """The entry of an event.
@@ -322,8 +327,9 @@ class Ledger:
 
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
         """RFC 6962 section 2.1.1; in the present tree unless ``size`` is given."""
-        size = self.size() if size is None else size
         with self.engine.connect() as connection:
+            if size is None:
+                size = int(connection.execute(select(ledger_state.c.size)).scalar_one())
             return read_inclusion_proof(connection, index, size)
 
     def consistency_proof(self, old: int, new: int) -> list[bytes]:

@@ -20,6 +20,7 @@ from governance.errors import VerificationError
 
 __all__ = [
     "EMPTY_ROOT",
+    "Node",
     "NodeGetter",
     "append_leaves",
     "consistency_proof",

@@ -17,7 +17,7 @@ and that the log's key signed that: it never lends its signature to rows it did 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -26,7 +26,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from governance.database import checkpoints, ledger_entries, ledger_nodes, ledger_state, outbox
 from governance.errors import LedgerTamperedError, VerificationError
-from governance.ledger.merkle import EMPTY_ROOT, append_leaves, fold, leaf_hash
+from governance.ledger.merkle import EMPTY_ROOT, Node, append_leaves, fold, leaf_hash, peaks
 from governance.ledger.note import Checkpoint, sign_checkpoint, verify_checkpoint
 from governance.ledger.tree import read_peaks
 from governance.signing.keys import Signer
@@ -42,11 +42,12 @@ _PENDING = select(outbox.c.event_id, outbox.c.leaf).order_by(outbox.c.outbox_id)
 
 @dataclass(frozen=True, slots=True)
 class Sequenced:
-    """One batch: how many events, the checkpoint over all, and its note."""
+    """One batch: its events, the checkpoint over all and its note, and the nodes it touched."""
 
-    count: int
+    event_ids: Sequence[str]
     checkpoint: Checkpoint
     note: str
+    nodes: Mapping[Node, bytes]
 
 
 _verified = lru_cache(maxsize=64)(verify_checkpoint)
@@ -72,6 +73,8 @@ def sequence_batch(
     _check_last(connection, Checkpoint(origin, size, fold(frontier)), signer.public_key_pem)
 
     hashes = [leaf_hash(row.leaf) for row in rows]
+    nodes = dict(zip(peaks(size), frontier, strict=True))
+    nodes.update(((0, index), value) for index, value in enumerate(hashes, size))
     frontier, completed = append_leaves(size, frontier, hashes)
     connection.execute(
         insert(ledger_entries),
@@ -88,6 +91,7 @@ def sequence_batch(
                 for level, position, value in completed
             ],
         )
+    nodes.update(((level, position), value) for level, position, value in completed)
     new = Checkpoint(origin, size + len(rows), fold(frontier))
     note = sign_checkpoint(new, signer)
     connection.execute(
@@ -104,7 +108,7 @@ def sequence_batch(
             )
         )
     )
-    return Sequenced(len(rows), new, note)
+    return Sequenced([row.event_id for row in rows], new, note, nodes)
 
 
 def _check_last(connection: Connection, tree: Checkpoint, log_public_key: str) -> None:

@@ -2,47 +2,49 @@
 
 Leaf hashes are in ``chancery_ledger_entries``, complete subtrees of two leaves and more in
 ``chancery_ledger_nodes``. Every function takes the connection it reads on; a proof costs one
-query a table, whatever the size of the tree.
+query, whatever the size of the tree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from sqlalchemy import Connection, bindparam, select, tuple_
+from sqlalchemy import Connection
 
 from governance.database import ledger_entries, ledger_nodes
 from governance.errors import LedgerTamperedError
-from governance.ledger.merkle import NodeGetter, consistency_proof, inclusion_proof, peaks
+from governance.ledger.merkle import Node, NodeGetter, consistency_proof, inclusion_proof, peaks
 
 __all__ = ["read_consistency_proof", "read_inclusion_proof", "read_nodes", "read_peaks"]
 
-_LEAVES = select(ledger_entries.c.idx, ledger_entries.c.leaf_hash).where(
-    ledger_entries.c.idx.in_(bindparam("positions", expanding=True))
-)
-_NODES = select(ledger_nodes.c.level, ledger_nodes.c.position, ledger_nodes.c.hash).where(
-    tuple_(ledger_nodes.c.level, ledger_nodes.c.position).in_(bindparam("nodes", expanding=True))
-)
+_NOTHING: Mapping[Node, bytes] = {}
 
 
-def read_nodes(
-    connection: Connection, wanted: Iterable[tuple[int, int]]
-) -> dict[tuple[int, int], bytes]:
+def read_nodes(connection: Connection, wanted: Iterable[Node]) -> dict[Node, bytes]:
     """Hashes of complete subtrees, by (level, position).
 
     Raises:
         LedgerTamperedError: one is missing.
     """
     nodes = set(wanted)
-    found: dict[tuple[int, int], bytes] = {}
-    leaves = [position for level, position in nodes if level == 0]
-    inner = [node for node in nodes if node[0]]
+    leaves = ",".join(str(int(position)) for level, position in nodes if level == 0)
+    # Not ``(level, position) IN (VALUES …)``: SQLite scans the table for that.
+    inner = " OR ".join(
+        f"(level = {int(level)} AND position = {int(position)})"
+        for level, position in nodes
+        if level
+    )
+    queries = []
     if leaves:
-        for position, value in connection.execute(_LEAVES, {"positions": leaves}):
-            found[0, position] = value
+        queries.append(
+            f"SELECT 0, idx, leaf_hash FROM {ledger_entries.name} WHERE idx IN ({leaves})"
+        )
     if inner:
-        for level, position, value in connection.execute(_NODES, {"nodes": inner}):
-            found[level, position] = value
+        queries.append(f"SELECT level, position, hash FROM {ledger_nodes.name} WHERE {inner}")
+    found: dict[Node, bytes] = {}
+    if queries:
+        for level, position, value in connection.exec_driver_sql(" UNION ALL ".join(queries)):
+            found[level, position] = bytes(value)
     for level, position in nodes - found.keys():
         raise LedgerTamperedError(
             f"the ledger's tree node {position} of level {level} is missing",
@@ -59,15 +61,21 @@ def read_peaks(connection: Connection, size: int) -> list[bytes]:
     return [found[node] for node in wanted]
 
 
-def _read_proof(connection: Connection, build: Callable[[NodeGetter], list[bytes]]) -> list[bytes]:
+def _read_proof(
+    connection: Connection,
+    build: Callable[[NodeGetter], list[bytes]],
+    known: Mapping[Node, bytes] = _NOTHING,
+) -> list[bytes]:
     """Learn which nodes a proof needs by building it once over nothing; then fetch them at once."""
-    wanted: list[tuple[int, int]] = []
+    wanted: list[Node] = []
 
-    def note(node: tuple[int, int]) -> bytes:
+    def note(node: Node) -> bytes:
         wanted.append(node)
         return b""
 
     build(note)
+    if all(node in known for node in wanted):
+        return build(known.__getitem__)
     return build(read_nodes(connection, wanted).__getitem__)
 
 
@@ -76,6 +84,11 @@ def read_inclusion_proof(connection: Connection, index: int, size: int) -> list[
     return _read_proof(connection, lambda node: inclusion_proof(index, size, node))
 
 
-def read_consistency_proof(connection: Connection, old: int, new: int) -> list[bytes]:
-    """The proof that the tree of ``new`` extends the tree of ``old``."""
-    return _read_proof(connection, lambda node: consistency_proof(old, new, node))
+def read_consistency_proof(
+    connection: Connection, old: int, new: int, known: Mapping[Node, bytes] = _NOTHING
+) -> list[bytes]:
+    """The proof that the tree of ``new`` extends the tree of ``old``.
+
+    ``known`` holds nodes that need not be read, such as those just written.
+    """
+    return _read_proof(connection, lambda node: consistency_proof(old, new, node), known)

@@ -196,9 +196,9 @@ def _extent(connection: Connection) -> tuple[int, int, int, int]:
     last = select(func.max(ledger_entries.c.idx)).scalar_subquery()
     pending = select(func.count()).select_from(outbox).scalar_subquery()
     newest = select(func.max(checkpoints.c.size)).scalar_subquery()
-    size, highest, waiting, signed = (
-        connection.execute(select(ledger_state.c.size, last, pending, newest)).tuples().one()
-    )
+    size, highest, waiting, signed = connection.execute(
+        select(ledger_state.c.size, last, pending, newest)
+    ).one()
     return size, 0 if highest is None else highest + 1, waiting, signed or 0
 
 
@@ -208,7 +208,7 @@ def database_checkpoints(
     """The log's checkpoints; one that does not verify has a fault."""
     result = []
     query = select(checkpoints.c.size, checkpoints.c.note).where(checkpoints.c.size <= up_to)
-    for size, note in connection.execute(query).tuples():
+    for size, note in connection.execute(query):
         fault, root = "", b""
         try:
             checkpoint = verify_checkpoint(note, log_public_key, origin)
