@@ -68,7 +68,7 @@ def main() -> None:
         console.print("  KEEP=1 make demo leaves the server running for its UI")
     console.print(f"  export CHANCERY_HOME={home} CHANCERY_POLICY={os.environ['CHANCERY_POLICY']}")
     for line in look:
-        console.print(f"  {Path(sys.executable).parent / line}", markup=False)
+        console.print(f"  {Path(sys.executable).parent}/{line}", markup=False)
 
 
 def start_server(address: str, port: int) -> subprocess.Popen[bytes]:
@@ -191,7 +191,9 @@ def request(environment: str) -> str:
 
 
 def approve(statement: str, key: str) -> None:
-    chancery("approve", statement[:12], "--yes", "--key", key)
+    said = chancery("approve", statement[:12], "--yes", "--key", key, quiet=True)
+    for line in said.splitlines()[:1] + said.splitlines()[-1:]:
+        console.print(f"    {line}", markup=False)
 
 
 def chancery(*arguments: str, quiet: bool = False) -> str:

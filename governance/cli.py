@@ -469,17 +469,13 @@ def ledger_tail(count: int, uri: str, as_json: bool) -> None:
     entries = open_backend(uri).ledger_entries(-count, count)
     if as_json:
         return _print_json([{"index": i, "event": json.loads(leaf)} for i, leaf in entries])
-    table = Table("index", "time (UTC)", "actor", "event", "subject")
     for index, leaf in entries:
         found = json.loads(leaf)
-        table.add_row(
-            str(index),
-            found["time"][:19].replace("T", " "),
-            f"{found['actor']} ({found['actorproof']})",
-            found["type"],
-            found["subject"],
+        when = found["time"][:19].replace("T", " ")
+        who = f"{found['actor']} ({found['actorproof']})"
+        _console.print(
+            f"{index:>7}  {when}  {found['type']:<34} {found['subject']:<40} {who}", markup=False
         )
-    _console.print(table)
     return None
 
 

@@ -34,7 +34,12 @@ from governance.lineage import Edge, Node, NodeKind, Relation
 from governance.records import Approval, Candidate, Decision
 from governance.signing import trust
 from governance.signing.dsse import parse_bundle, verify_bundle
-from governance.signing.statements import PAYLOAD_TYPE, PromotionStatement, statement_id
+from governance.signing.statements import (
+    PAYLOAD_TYPE,
+    InputAttestation,
+    PromotionStatement,
+    statement_id,
+)
 from mlflow_plugins import evidence
 from mlflow_plugins.artifacts import location_of, read_manifest
 from mlflow_plugins.governor import Governor, now_ms
@@ -63,6 +68,7 @@ class LocalBackend:
         with self.governor.engine.connect() as connection:
             found = self.governor.evidence(connection, candidate, None)
             decision = decide(candidate, found, policy, target.name, signatures=False)
+            record = registry.run_record(connection, candidate.version_uid)
             epoch = promotions.current_epoch(connection, candidate.model_uid, target.name)
             cleared = promotions.cleared_environments(connection, candidate)
             minimum = self.governor.roots(connection).minimum_approvals(target.name)
@@ -99,6 +105,11 @@ class LocalBackend:
             policy_digest=policy.digest,
             verifier_id=self.governor.ledger.origin,
             time_verified_ms=now,
+            inputs=(
+                (InputAttestation(f"runs:/{candidate.run_id}", sha256_hex(record.encode())),)
+                if record
+                else ()
+            ),
         )
         actor = current_actor().id
         identifier = statement_id(statement.to_payload())

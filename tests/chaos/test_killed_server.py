@@ -42,7 +42,9 @@ def test_ledger_and_registry_agree_after_a_kill(
     for number in range(MODELS):
         if number:
             scenario.client.create_registered_model(f"m{number}")
-            scenario.client.create_model_version(f"m{number}", source)
+            scenario.client.create_model_version(
+                f"m{number}", source, model_id=source.removeprefix("models:/")
+            )
         scenario.clear(1, "staging", f"m{number}")
 
     acknowledged: list[tuple[str, str, str]] = []
@@ -52,10 +54,12 @@ def test_ledger_and_registry_agree_after_a_kill(
     def act(number: int) -> None:
         name = f"m{number % MODELS}"
         if number % 2:
-            path, body = "registered-models/alias", {
-                "name": name, "alias": "challenger", "version": "1"}  # fmt: skip
+            path = "registered-models/alias"
+            body = {"name": name, "alias": "challenger", "version": "1"}
         else:
-            path, body = "model-versions/create", {"name": name, "source": source}
+            path = "model-versions/create"
+            model_id = source.removeprefix("models:/")
+            body = {"name": name, "source": source, "model_id": model_id}
         try:
             answer = requests.post(f"{server.uri}/api/2.0/mlflow/{path}", json=body, timeout=30)
         except requests.RequestException:
