@@ -313,7 +313,7 @@ class Ledger:
                 f"event {event_id} is not in the ledger",
                 "if it was recorded just now, run `chancery ledger checkpoint`",
             )
-        return Entry(*row.tuple())
+        return Entry(*row)
 
     def checkpoint(self) -> str | None:
         """The newest checkpoint, with its cosignature if it has one; None while empty."""
