@@ -23,8 +23,8 @@ def create_app() -> Any:
     """
     from mlflow.server import BACKEND_STORE_URI_ENV_VAR, REGISTRY_STORE_URI_ENV_VAR
     from mlflow.server import app as flask_app
-    from mlflow.server.handlers import STATIC_PREFIX_ENV_VAR
     from mlflow.server.fastapi_app import create_fastapi_app
+    from mlflow.server.handlers import STATIC_PREFIX_ENV_VAR
 
     from governance.backend import Backend
     from governance.errors import GovernanceError
