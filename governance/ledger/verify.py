@@ -224,21 +224,25 @@ def database_checkpoints(
 def _stream(connection: Connection, audit: TreeAudit, rows: int) -> None:
     """Feed the entries; stops at the first gap, where ``audit.size`` then stays."""
 
+    # The driver's own cursor: wrapping and typing a row costs as much as hashing it.
+    cursor = connection.connection.cursor()
+
+    def read(statement: str) -> list[tuple[Any, ...]]:
+        cursor.execute(statement)
+        return list(cursor.fetchall())
+
     def stored_nodes(level: int, start: int, end: int) -> list[bytes]:
-        # Plain statements with numbers of our own: a typed row costs as much as hashing it.
-        return [
-            bytes(row[0])
-            for row in connection.exec_driver_sql(
-                f"SELECT hash FROM {ledger_nodes.name} WHERE level = {level} "
-                f"AND position >= {start} AND position < {end} ORDER BY position"
-            )
-        ]
+        found = read(
+            f"SELECT hash FROM {ledger_nodes.name} WHERE level = {level} "
+            f"AND position >= {start} AND position < {end} ORDER BY position"
+        )
+        return [row[0] for row in found]
 
     for start in range(0, rows, BLOCK):
-        block = connection.exec_driver_sql(
+        block = read(
             f"SELECT idx, event_id, leaf, leaf_hash FROM {ledger_entries.name} "
             f"WHERE idx >= {start} AND idx < {min(start + BLOCK, rows)} ORDER BY idx"
-        ).fetchall()
+        )
         indices = [row[0] for row in block]
         whole = len(block)
         if indices != list(range(start, start + len(block))):
