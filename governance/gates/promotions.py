@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from governance.signing.approvals import ApprovalTally, count_signers, tally
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
@@ -26,6 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from governance.database import approvals, clearances, epochs, statements
 from governance.errors import NotFoundError, RefusedError, SignatureError
 from governance.records import Approval, Candidate
+from governance.signing.approvals import ApprovalTally, count_signers, tally
 from governance.signing.statements import PromotionStatement, statement_id
 from governance.signing.trust import TrustRoots
 
