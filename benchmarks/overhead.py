@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -233,6 +232,20 @@ def measure_clients(place: Place, report: Report, rounds: int, seconds: float) -
         report.aim(name, CLIENTS_AIM, found[workload]["ratio"], at_least=True)
 
 
+def write_result(path: Path, head: dict[str, Any], report: Report) -> None:
+    """Written after each place, so that an interrupted run leaves what it measured."""
+    head["load_average"]["after"] = load_average()
+    result = {
+        **head,
+        "met": all(aim.met for aim in report.aims),
+        "aims": [aim.to_dict() for aim in report.aims],
+        "places": report.places,
+        "clients": report.clients,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few rounds; for a first look")
@@ -245,9 +258,16 @@ def main() -> None:
     rounds = options.rounds or (20 if options.quick else 100)
     places = options.places.split(",")
     only = set(filter(None, options.operations.split(",")))
-    client_rounds, seconds = (2, 1.5) if options.quick else (5, 3.0)
+    client_rounds, seconds = (2, 1.5) if options.quick else (4, 2.5)
 
-    began, before, report = time.time(), load_average(), Report()
+    began, report = time.time(), Report()
+    head: dict[str, Any] = {
+        "benchmark": "overhead",
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        "quick": options.quick,
+        "machine": describe_machine(),
+        "load_average": {"before": load_average()},
+    }
     with private_home() as home, ExitStack() as stack:
         needs_postgres = any("postgresql" in name for name in places)
         server = stack.enter_context(postgres()) if needs_postgres else None
@@ -265,21 +285,9 @@ def main() -> None:
                 measure(place, report, rounds, only)
                 if kind == "postgresql" and not options.no_clients:
                     measure_clients(place, report, client_rounds, seconds)
-            shutil.rmtree(folder / "artifacts", ignore_errors=True)
-    result = {
-        "benchmark": "overhead",
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-        "seconds": round(time.time() - began),
-        "quick": options.quick,
-        "machine": describe_machine(),
-        "load_average": {"before": before, "after": load_average()},
-        "met": all(aim.met for aim in report.aims),
-        "aims": [aim.to_dict() for aim in report.aims],
-        "places": report.places,
-        "clients": report.clients,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            head["seconds"] = round(time.time() - began)
+            head["complete"] = name == places[-1]
+            write_result(options.output, head, report)
     missed = [aim for aim in report.aims if not aim.met]
     progress(f"{len(report.aims) - len(missed)} of {len(report.aims)} aims met; {options.output}")
     for aim in missed:
