@@ -89,6 +89,7 @@ versions = Table(
     Column("manifest", Text),
     Column("digest_error", Text),
     Column("run_record", Text),
+    Column("promoted_from", String(32), index=True),
     Column("registered_by", String(256), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger),
@@ -96,6 +97,7 @@ versions = Table(
     Column("deleted_ms", BigInteger),
     UniqueConstraint("model_uid", "version", name="chancery_versions_model_version"),
 )
+"""``promoted_from``: the version that a version of a protected registered model is a copy of."""
 
 sealed_runs = Table(
     "chancery_sealed_runs",

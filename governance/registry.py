@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, func, insert, select, update
@@ -30,12 +30,15 @@ __all__ = [
     "artifact_uri",
     "candidate",
     "candidates_of",
+    "copies_of",
     "manifest_of",
     "mark_model_deleted",
     "mark_revoked",
     "mark_version_deleted",
     "model_uid",
+    "origin",
     "rename_model",
+    "revocation",
     "revoked_reason",
     "run_record",
     "seal_artifact",
@@ -63,6 +66,7 @@ class NewVersion:
         manifest: The files' manifest, None when they could not be read.
         digest_error: Why not.
         registered_by: Actor.
+        promoted_from: ``version_uid`` that a version of a protected registered model copies.
     """
 
     name: str
@@ -74,6 +78,7 @@ class NewVersion:
     manifest: Manifest | None
     digest_error: str | None
     registered_by: str
+    promoted_from: str | None = None
 
 
 def add_model(connection: Connection, name: str, now_ms: int) -> str:
@@ -128,6 +133,7 @@ def add_version(connection: Connection, new: NewVersion, now_ms: int) -> str:
             manifest_digest=new.manifest.manifest_digest if new.manifest else None,
             manifest=new.manifest.to_json().decode() if new.manifest else None,
             digest_error=new.digest_error,
+            promoted_from=new.promoted_from,
             registered_by=new.registered_by,
             created_ms=now_ms,
         )
@@ -240,7 +246,35 @@ def candidate(connection: Connection, name: str, version: int) -> Candidate:
             "check name and version; a version that was registered before the server was "
             f"governed is adopted by `chancery request models:/{name}/{version} --to …`",
         )
-    return _to_candidate(row)
+    found = _to_candidate(row)
+    if row.promoted_from is None or found.revoked_reason is not None:
+        return found
+    inherited = revocation(connection, found.version_uid)
+    return replace(found, revoked_reason=inherited[0] if inherited else None)
+
+
+def origin(connection: Connection, version_uid: str) -> Candidate | None:
+    """The version that the row says a protected version was promoted from, deleted or not."""
+    source = connection.execute(
+        select(versions.c.promoted_from).where(versions.c.version_uid == version_uid)
+    ).scalar_one_or_none()
+    return next(iter(candidates_of(connection, [source])), None) if source else None
+
+
+def copies_of(connection: Connection, name: str) -> list[str]:
+    """URIs of the live versions that were promoted from a version of the live model ``name``."""
+    sources = (
+        select(versions.c.version_uid)
+        .join(models, models.c.model_uid == versions.c.model_uid)
+        .where(models.c.name == name, models.c.deleted_ms.is_(None))
+    )
+    rows = connection.execute(
+        select(models.c.name, versions.c.version)
+        .join(models, models.c.model_uid == versions.c.model_uid)
+        .where(versions.c.promoted_from.in_(sources), versions.c.deleted_ms.is_(None))
+        .order_by(models.c.name, versions.c.version)
+    )
+    return [f"models:/{row.name}/{row.version}" for row in rows]
 
 
 def candidates_of(connection: Connection, version_uids: Collection[str]) -> list[Candidate]:
@@ -324,14 +358,36 @@ def seal_reason_for_artifact(connection: Connection, uri: str, *, whole_tree: bo
 
 
 def revoked_reason(connection: Connection, model_uid: str, version: int) -> str | None:
-    """Why a live version was revoked; None when it was not."""
-    return connection.execute(
-        select(versions.c.revoked_reason).where(
+    """Why a live version, or what it was promoted from, was revoked; None when it was not."""
+    uid = connection.execute(
+        select(versions.c.version_uid).where(
             versions.c.model_uid == model_uid,
             versions.c.version == version,
             versions.c.deleted_ms.is_(None),
         )
     ).scalar_one_or_none()
+    found = revocation(connection, uid) if uid else None
+    return found[0] if found else None
+
+
+def revocation(connection: Connection, version_uid: str) -> tuple[str, int] | None:
+    """(reason, time) when the version, or one that it was promoted from, was revoked."""
+    seen: set[str] = set()
+    uid: str | None = version_uid
+    while uid is not None and uid not in seen:
+        seen.add(uid)
+        row = connection.execute(
+            select(versions, models.c.name)
+            .join(models, models.c.model_uid == versions.c.model_uid)
+            .where(versions.c.version_uid == uid)
+        ).one_or_none()
+        if row is None:
+            return None
+        if row.revoked_reason is not None:
+            source = "" if uid == version_uid else f"its source models:/{row.name}/{row.version}: "
+            return f"{source}{row.revoked_reason}", int(row.revoked_ms)
+        uid = row.promoted_from
+    return None
 
 
 def artifact_uri(connection: Connection, version_uid: str) -> str | None:

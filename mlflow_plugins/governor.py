@@ -168,15 +168,31 @@ class Governor:
         found = self.evidence(connection, candidate, standing)
         return decide(candidate, found, self.policy, environment, signatures=True), standing
 
-    def admit(self, connection: Connection, name: str, version: int, environment: str) -> str:
+    def admit(
+        self,
+        connection: Connection,
+        name: str,
+        version: int,
+        environment: str,
+        *,
+        served_as: str | None = None,
+    ) -> str:
         """The promotion gate: let the version into the environment, or refuse.
+
+        Args:
+            connection: The change's own connection.
+            name: Registered model.
+            version: Its version.
+            environment: Where to.
+            served_as: The protected registered model it will be served from; the people who
+                approved must be approvers for that name too.
 
         Returns:
             Id of the statement it was let in by.
 
         Raises:
             PromotionDeniedError: conditions are not met.
-            RefusedError: another promotion won the race.
+            RefusedError: another promotion won the race, or too few people have the role.
         """
         candidate = registry.candidate(connection, name, version)
         decision, standing = self.decide(connection, candidate, environment)
@@ -190,6 +206,18 @@ class Governor:
                 "let another person approve the statement, or request the promotion again",
                 subject=candidate.uri,
             )
+        if served_as is not None:
+            roots = self.roots(connection)
+            entitled = [
+                p for p in standing.tally.persons if roots.may_approve(p, environment, served_as)
+            ]
+            if len(entitled) < standing.tally.required:
+                raise RefusedError(
+                    f"{len(entitled)} of the people who approved {candidate.uri} for {environment} "
+                    f"may approve {served_as} too, and {standing.tally.required} are needed",
+                    f"let people approve whose role for {environment} covers both names",
+                    subject=candidate.uri,
+                )
         if not standing.occupant:
             promotions.grant(connection, standing.statement, now_ms=now_ms())
         return standing.statement.statement_id

@@ -342,8 +342,15 @@ class LocalBackend:
         with self.governor.engine.connect() as connection:
             candidate = registry.candidate(connection, name, version)
             row = registry.version_row(connection, candidate.version_uid)
-            environments = self._environments_of(connection, name, version)
-            clearances = promotions.release_clearances(connection, candidate)
+            environments = set(self._environments_of(connection, name, version))
+            clearances = list(promotions.release_clearances(connection, candidate))
+            revoked = registry.revocation(connection, candidate.version_uid)
+            origin = None
+            if protected := policy.environment_for_registered_model(name):
+                environments.add(protected.name)
+                if origin := registry.origin(connection, candidate.version_uid):
+                    of_origin = promotions.release_clearances(connection, origin)
+                    clearances += [c for c in of_origin if c[0] == protected.name]
             chain = trust.load_chain(connection)
         return {
             "format": "chancery.release/v1",
@@ -354,12 +361,8 @@ class LocalBackend:
             "loggedModelId": candidate.logged_model_id,
             "manifest": row.manifest,
             "digestError": row.digest_error,
-            "revoked": (
-                None
-                if row.revoked_reason is None
-                else {"reason": row.revoked_reason, "timeMs": row.revoked_ms}
-            ),
-            "environments": environments,
+            "revoked": revoked and {"reason": revoked[0], "timeMs": revoked[1]},
+            "environments": sorted(environments),
             "requiresSignature": bool(environments) or policy.load.require_signature == "all",
             "clearances": [
                 {
@@ -375,6 +378,13 @@ class LocalBackend:
                 for payload, bundles in chain
             ],
             "deletedMs": row.deleted_ms,
+            "origin": origin
+            and {
+                "model": origin.model_name,
+                "version": origin.version,
+                "modelUid": origin.model_uid,
+                "versionUid": origin.version_uid,
+            },
         }
 
     def _environments_of(self, connection: Connection, name: str, version: int) -> list[str]:

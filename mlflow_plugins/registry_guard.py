@@ -2,9 +2,9 @@
 
 Every way to promote ends in a flush of one of three rows, and is caught there: an alias row (set,
 moved, in any letter case), a version row whose stage changes, a new version row in a registered
-model that the policy protects. A rename may not carry protected aliases or stages to a name that
-other approvals were given for. Prompts are versions whose source is MLflow's own placeholder; they
-have no artifact and pass.
+model that the policy protects (``protected_models``). A rename may not carry protected aliases or
+stages to a name that other approvals were given for, nor versions to or from a protected name.
+Prompts are versions whose source is MLflow's own placeholder; they have no artifact and pass.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from governance.lineage import Edge, Node, NodeKind, Relation
 from governance.lineage import record as record_lineage
 from mlflow_plugins.evidence import TERMINAL_STATUSES, close_run
 from mlflow_plugins.governor import now_ms
+from mlflow_plugins.protected_models import admit_copy, refuse_protected_rename
 from mlflow_plugins.session_guard import Guard, changed, old_value
 
 __all__ = ["RESERVED_PREFIX", "PendingVersion", "RegistryGuard", "pending_version"]
@@ -183,6 +184,19 @@ class RegistryGuard(Guard):
                 "register it first, then request its promotion",
                 subject=subject,
             )
+        environment = self.governor.policy.environment_for_registered_model(row.name)
+        if environment is not None:
+            found = pending_version.get()
+            source, statement = admit_copy(
+                self.governor, connection, row, environment.name, found.manifest if found else None
+            )
+            data["environment"] = environment.name
+            data["statementId"] = statement
+            data["promotedFrom"] = source.uri
+            data["promotedFromUid"] = source.version_uid
+            granted = self._granted(source.model_name, source.version, environment.name, statement)
+            granted.data["copiedTo"] = subject
+            changes.append(granted)
         return changes
 
     def _alias(
@@ -240,6 +254,7 @@ class RegistryGuard(Guard):
             for v in staged
             if policy.environment_for_stage(v.current_stage or "None")
         ]
+        refuse_protected_rename(policy, connection, old, row.name)
         if held:
             raise RefusedError(
                 f"models:/{old} cannot be renamed to {row.name}: it holds {', '.join(held)}, "
@@ -325,6 +340,7 @@ class RegistryGuard(Guard):
                 manifest=found.manifest,
                 digest_error=found.digest_error,
                 registered_by=current_actor().id,
+                promoted_from=data.get("promotedFromUid"),
             ),
             now_ms(),
         )

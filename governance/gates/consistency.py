@@ -24,11 +24,12 @@ def check(policy: Policy, document: Document) -> None:
     for position, environment in enumerate(policy.environments):
         path: Path = ("environments", position)
         if environment.protected:
-            if not environment.aliases and not environment.stages:
+            if not (environment.aliases or environment.stages or environment.registered_models):
                 raise document.error(
                     path,
-                    f"{environment.name} has neither aliases nor stages, so nothing leads there",
-                    "name at least one alias or stage",
+                    f"{environment.name} has neither aliases nor stages nor registered_models, "
+                    "so nothing leads there",
+                    "name at least one alias, stage or registered model",
                 )
         elif environment.requires.model_fields_set:
             raise document.error(
@@ -61,7 +62,7 @@ def check(policy: Policy, document: Document) -> None:
 
 
 def _names(policy: Policy, document: Document) -> None:
-    """No environment, alias or stage twice, in any spelling."""
+    """No environment, alias, stage or glob of registered models twice, in any spelling."""
     seen: dict[tuple[str, str], str] = {}
 
     def once(kind: str, name: str, owner: str, path: Path) -> None:
@@ -87,6 +88,9 @@ def _names(policy: Policy, document: Document) -> None:
             once("alias", alias, environment.name, (*path, "aliases", number))
         for number, stage in enumerate(environment.stages):
             once("stage", stage, environment.name, (*path, "stages", number))
+        for number, glob in enumerate(environment.registered_models):
+            where = (*path, "registered_models", number)
+            once("registered-model glob", glob, environment.name, where)
 
 
 def _requires(

@@ -98,6 +98,18 @@ class Policy(PolicyFile):
                 return environment
         return None
 
+    def environment_for_registered_model(self, name: str) -> Environment | None:
+        """The protected environment whose registered models ``name`` is one of; None: no gate.
+
+        Where the globs of two environments both match, the later one counts: a wide glob of
+        staging cannot take a model out of prod.
+        """
+        wanted = folded(name)
+        for environment in reversed(self.protected_environments):
+            if any(fnmatchcase(wanted, folded(glob)) for glob in environment.registered_models):
+                return environment
+        return None
+
     def requirements(self, model_name: str, environment_name: str) -> Requirements:
         """What the environment asks of the model: its own, then each matching rule in order.
 

@@ -149,11 +149,12 @@ class Requires(_Part):
 
 
 class Environment(_Part):
-    """A place a version is promoted to: the aliases and stages that mean it."""
+    """A place a version is promoted to: the aliases, stages and registered models that mean it."""
 
     name: EnvironmentName
     aliases: tuple[AliasName, ...] = ()
     stages: tuple[StageName, ...] = ()
+    registered_models: tuple[Name, ...] = ()  # globs: whatever is in such a model is here
     protected: bool = True  # parsing makes it false for an environment called sandbox
     requires: Requires = Requires()
 

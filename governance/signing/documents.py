@@ -159,6 +159,10 @@ class Fields:
     def optional_fields(self, key: str) -> Fields | None:
         return None if self._take(key) is None else self.fields(key)
 
+    def later_fields(self, key: str) -> Fields | None:
+        """As ``optional_fields``, for a key that older documents of the same format lack."""
+        return self.optional_fields(key) if key in self.value else None
+
     def _list(self, key: str) -> list[Any]:
         value = self._take(key)
         if not isinstance(value, list):

@@ -8,6 +8,15 @@ followed back to the loader's own pinned first trust roots.
 The caller compares ``release.model`` and ``release.version`` with what it asked for, or passes
 both to ``Release.parse``. Law: ``Release.parse(release.to_json()) == release``.
 
+A version of a *protected registered model* (``prod.fraud/1``) is a copy of a version that was
+approved under another name (``fraud/3``), its ``origin``, and no approval names the copy itself.
+The signature names the origin, so a clearance whose statement is for the origin is compared with
+the origin's identity. That is sound for the bytes: the digests signed are compared with the bytes
+found in every case, so what people approved for the environment is what is loaded; only the name
+under which it is served differs. No signature speaks for that name: that the copy is of this
+origin is the server's word. Therefore the signers must be people who may approve the environment
+for the served name too, so that a server that lies can only show what they let into it.
+
 Example::
 
     release = Release.parse(text, model="fraud", version=3)
@@ -37,7 +46,15 @@ from governance.signing.documents import Fields, read_json, to_base64
 from governance.signing.statements import PromotionStatement, statement_id
 from governance.signing.trust import ChainLink, TrustRoots, verify_chain
 
-__all__ = ["FORMAT", "Clearance", "Release", "Revocation", "VerifiedLoad", "verify_release"]
+__all__ = [
+    "FORMAT",
+    "Clearance",
+    "Origin",
+    "Release",
+    "Revocation",
+    "VerifiedLoad",
+    "verify_release",
+]
 
 FORMAT = "chancery.release/v1"
 _SIZE_LIMIT = 64 * 1024 * 1024  # the manifest of a model with very many files is the bulk
@@ -63,6 +80,16 @@ class Clearance:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The version that this one is a promoted copy of: whom the signed statement names."""
+
+    model: str
+    version: int
+    model_uid: str
+    version_uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """What a server says about one version.
 
@@ -78,9 +105,11 @@ class Release:
         environments: Protected environments that point at the version now. Each must have a
             clearance where signatures are required.
         requires_signature: Whether the server wants signatures checked.
-        clearances: Every promotion of this version, with its signatures.
+        clearances: Every promotion of this version, with its signatures; of a promoted copy, also
+            the origin's for the copy's environment.
         trust_roots: The chain, oldest first.
         deleted_ms: When the version was deleted from the registry.
+        origin: What a version of a protected registered model was promoted from.
     """
 
     model: str
@@ -96,6 +125,7 @@ class Release:
     clearances: tuple[Clearance, ...]
     trust_roots: tuple[ChainLink, ...]
     deleted_ms: int | None = None
+    origin: Origin | None = None
 
     @property
     def uri(self) -> str:
@@ -130,6 +160,13 @@ class Release:
             ],
             "deletedMs": self.deleted_ms,
         }
+        if self.origin is not None:
+            document["origin"] = {
+                "model": self.origin.model,
+                "version": self.origin.version,
+                "modelUid": self.origin.model_uid,
+                "versionUid": self.origin.version_uid,
+            }
         return canonical_json(document).decode("utf-8")
 
     @classmethod
@@ -161,6 +198,7 @@ class Release:
             clearances=tuple(_read_clearance(item) for item in fields.each("clearances")),
             trust_roots=tuple(_read_link(item) for item in fields.each("trustRoots")),
             deleted_ms=fields.optional_integer("deletedMs"),
+            origin=_read_origin(fields.later_fields("origin")),
         )
         fields.done()
         if model not in (None, release.model) or version not in (None, release.version):
@@ -306,19 +344,39 @@ def _check_signatures(
         if counted.forged:
             raise SignatureError(message, "request the promotion again")
         raise UntrustedKeyError(message, "have people of today's trust roots approve it again")
-    return statement, counted.persons
+    persons = counted.persons
+    if _of_origin(release, statement):
+        # The statement says nothing about the served name, so its signers must answer for it.
+        persons = tuple(
+            p for p in persons if roots.may_approve(p, clearance.environment, release.model)
+        )
+        if len(persons) < counted.required:
+            raise UntrustedKeyError(
+                f"{release.uri} is a copy of {statement.uri}, whose clearance for "
+                f"{clearance.environment} needs {counted.required} people who may approve "
+                f"{release.model} too, but {len(persons)} of its signers may",
+                f"have people approve it whose role covers {release.model}",
+            )
+    return statement, persons
+
+
+def _of_origin(release: Release, statement: PromotionStatement) -> bool:
+    return release.origin is not None and statement.version_uid == release.origin.version_uid
 
 
 def _check_binding(
     release: Release, clearance: Clearance, statement: PromotionStatement, found: Manifest
 ) -> None:
+    signed_for: Release | Origin = release
+    if release.origin is not None and _of_origin(release, statement):
+        signed_for = release.origin
     bound = {
         "root digest": (statement.root_digest, found.root_digest),
         "manifest digest": (statement.manifest_digest, found.manifest_digest),
-        "model": (statement.model_name, release.model),
-        "version": (statement.version, release.version),
-        "model uid": (statement.model_uid, release.model_uid),
-        "version uid": (statement.version_uid, release.version_uid),
+        "model": (statement.model_name, signed_for.model),
+        "version": (statement.version, signed_for.version),
+        "model uid": (statement.model_uid, signed_for.model_uid),
+        "version uid": (statement.version_uid, signed_for.version_uid),
         "environment": (statement.to_environment, clearance.environment),
     }
     wrong = [name for name, (signed, actual) in bound.items() if signed != actual]
@@ -344,6 +402,19 @@ def _read_revocation(fields: Fields | None) -> Revocation | None:
     revocation = Revocation(fields.text("reason"), fields.integer("timeMs"))
     fields.done()
     return revocation
+
+
+def _read_origin(fields: Fields | None) -> Origin | None:
+    if fields is None:
+        return None
+    origin = Origin(
+        fields.text("model"),
+        fields.integer("version", minimum=1),
+        fields.text("modelUid"),
+        fields.text("versionUid"),
+    )
+    fields.done()
+    return origin
 
 
 def _read_clearance(fields: Fields) -> Clearance:

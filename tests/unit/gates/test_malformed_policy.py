@@ -128,6 +128,17 @@ CASES = {
         "stages: [Production]", "stages: [Prod]", 12, "environments[2].stages[0]",
         "'Staging' or 'Production'", "",
     ),
+    "registered-model glob in two environments": (
+        "    aliases: [staging, challenger]\n    stages: [Staging]\n"
+        "  - name: prod\n    aliases: [prod, champion]\n",
+        "    registered_models: [\"live.*\"]\n"
+        "  - name: prod\n    registered_models: [\"a\", \"LIVE.*\"]\n",
+        10, "environments[2].registered_models[1]", "belongs to staging already", "",
+    ),
+    "blank registered-model glob": (
+        "    aliases: [prod, champion]", '    registered_models: [" "]', 11,
+        "environments[2].registered_models[0]", "", "",
+    ),
     "reserved alias": (
         "aliases: [prod, champion]", "aliases: [prod, Latest]", 11,
         "environments[2].aliases[1]", "reserves", "",
@@ -144,7 +155,7 @@ CASES = {
     ),
     "environment without a way in": (
         "    aliases: [staging, challenger]\n    stages: [Staging]\n", "", 7, "environments[1]",
-        "neither aliases nor stages", "",
+        "neither aliases nor stages nor registered_models", "",
     ),
     "requirements without protection": (
         "- name: sandbox", "- name: sandbox\n    requires: {approvals: 1}", 7,

@@ -80,6 +80,40 @@ def test_stages(stage: str) -> None:
     assert environment.name == "prod"
 
 
+MODELS = """\
+version: 1
+environments:
+  - {name: sandbox, registered_models: ["*"]}
+  - {name: staging, registered_models: ["staging.*", "*.live"]}
+  - {name: prod, registered_models: ["Prod.*"]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [
+        ("prod.fraud", "prod"),
+        ("PROD.fraud", "prod"),
+        ("ｐｒｏｄ.fraud", "prod"),
+        (" prod.fraud\n", "prod"),
+        ("staging.fraud", "staging"),
+        ("prod.live", "prod"),  # the later environment's gate is the one that counts
+        ("fraud.Live", "staging"),
+        ("prod", None),
+        ("my.prod.fraud", None),
+        ("fraud", None),
+    ],
+)
+def test_registered_models_of_an_environment(name: str, environment: str | None) -> None:
+    found = parse_policy(MODELS).environment_for_registered_model(name)
+    assert (found and found.name) == environment
+
+
+def test_no_registered_model_is_protected_by_default() -> None:
+    assert default_policy().environment_for_registered_model("prod.fraud") is None
+    assert default_policy().environments[0].registered_models == ()
+
+
 def test_what_is_not_protected_has_no_environment(policy: Policy) -> None:
     assert policy.environment_for_alias("dev") is None
     assert policy.environment_for_alias("whatever") is None

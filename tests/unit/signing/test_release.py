@@ -16,7 +16,7 @@ from governance.errors import (
     UnsignedError,
     UntrustedKeyError,
 )
-from governance.signing.release import Release, Revocation, VerifiedLoad, verify_release
+from governance.signing.release import Origin, Release, Revocation, VerifiedLoad, verify_release
 from tests.unit.signing.signing_world import (
     ALICE,
     ALICE_SECOND,
@@ -243,6 +243,84 @@ def test_the_newest_clearance_counts() -> None:
     new = clearance(statement(registry_epoch=2, valid_until_ms=NOW - 1))
     with pytest.raises(ExpiredError):
         load(release(clearances=(new, old)))
+
+
+ORIGIN = Origin("fraud", 3, "a" * 32, "b" * 32)
+
+
+def copy(**changes: object) -> Release:
+    """``fraud-live/1``, a promoted copy of ``fraud/3``; the clearance is for ``fraud/3``."""
+    identity = {"model": "fraud-live", "version": 1, "model_uid": "1" * 32, "version_uid": "2" * 32}
+    return release(**{**identity, "origin": ORIGIN, **changes})
+
+
+def test_a_promoted_copy_loads_by_its_origins_clearance() -> None:
+    assert load(copy()).signers == ("alice", "bob")
+    assert load(copy(), environment="prod").model == "fraud-live"
+    assert Release.parse(copy().to_json()) == copy()
+
+
+def test_without_its_origin_a_copy_has_no_clearance() -> None:
+    with pytest.raises(TamperedError, match=r"other model, version, model uid, version uid"):
+        load(copy(origin=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"model": "credit"}, "model"),
+        ({"version": 2}, "version"),
+        ({"model_uid": "9" * 32}, "model uid"),
+        ({"version_uid": "9" * 32}, "version uid"),
+    ],
+)
+def test_an_origin_that_was_not_signed_is_refused(changes: dict[str, object], name: str) -> None:
+    with pytest.raises(TamperedError, match=f"signed for something else.*{name}"):
+        load(copy(origin=replace(ORIGIN, **changes)))  # type: ignore[arg-type]
+
+
+def test_a_copy_of_other_bytes_than_the_approved_is_refused() -> None:
+    other = manifest("other")
+    with pytest.raises(TamperedError, match="other root digest, manifest digest"):
+        load(copy(manifest=other.to_json().decode()), other)
+    with pytest.raises(TamperedError, match="differ from the registered"):
+        load(copy(), other)
+
+
+def test_an_origins_clearance_for_another_environment_is_refused() -> None:
+    canary = clearance(statement(to_environment="canary", threshold=1), BOB)
+    with pytest.raises(UnsignedError, match="for prod"):
+        load(copy(clearances=(canary,)))
+    with pytest.raises(TamperedError, match="other environment"):
+        load(copy(clearances=(replace(canary, environment="prod"),)))
+
+
+def test_the_signers_of_an_origin_must_answer_for_the_served_name() -> None:
+    with pytest.raises(UntrustedKeyError, match=r"models:/fraud/3.*credit too, but 1 of"):
+        load(copy(model="credit"))  # bob approves fraud* only
+
+
+def test_a_clearance_of_the_copy_itself_still_counts() -> None:
+    own = clearance(
+        statement(model_name="fraud-live", version=1, model_uid="1" * 32, version_uid="2" * 32)
+    )
+    assert load(copy(clearances=(own,))).signers == ("alice", "bob")
+    assert load(copy(clearances=(own,), origin=None)).signers == ("alice", "bob")
+
+
+def test_an_origin_may_be_absent_or_null_and_nothing_else() -> None:
+    document = json.loads(release().to_json())
+    assert "origin" not in document
+    assert Release.parse(json.dumps({**document, "origin": None})) == release()
+    whole = json.loads(copy().to_json())["origin"]
+    for strange in ({}, "fraud", False, {**whole, "extra": 1}, {**whole, "version": 0}):
+        with pytest.raises(SignatureError):
+            Release.parse(json.dumps({**document, "origin": strange}))
+    for key in whole:
+        with pytest.raises(SignatureError, match="missing"):
+            Release.parse(
+                json.dumps({**document, "origin": {k: v for k, v in whole.items() if k != key}})
+            )
 
 
 def test_a_strange_document_is_refused() -> None:
