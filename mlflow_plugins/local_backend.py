@@ -62,6 +62,7 @@ class LocalBackend:
     # Promotion -----------------------------------------------------------------------------
 
     def request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
+        self.governor.ledger.ensure_witnessed()
         policy = self.governor.policy
         target = policy.environment(environment)
         candidate = self._read_again(name, version)
@@ -239,6 +240,7 @@ class LocalBackend:
             return [_to_request(s) for s in promotions.list_statements(connection, model_uid=uid)]
 
     def approve(self, statement_id: str, bundle: str) -> PromotionRequest:
+        self.governor.ledger.ensure_witnessed()
         parsed = parse_bundle(bundle)
         with self.governor.engine.begin() as connection:
             stored = promotions.find_statement(connection, statement_id)
@@ -302,6 +304,7 @@ class LocalBackend:
             return self.governor.decide(connection, candidate, target.name)[0]
 
     def revoke(self, name: str, version: int, reason: str) -> None:
+        self.governor.ledger.ensure_witnessed()
         with self.governor.engine.begin() as connection:
             candidate = registry.candidate(connection, name, version)
             self._require_authority(connection, candidate)
@@ -338,6 +341,7 @@ class LocalBackend:
     # What a load verifies ------------------------------------------------------------------
 
     def release(self, name: str, version: int) -> Mapping[str, Any]:
+        self._adopt(name, version)  # a registry that was there before governance keeps loading
         policy = self.governor.policy
         with self.governor.engine.connect() as connection:
             candidate = registry.candidate(connection, name, version)
@@ -438,6 +442,7 @@ class LocalBackend:
             return trust.load_chain(connection)
 
     def change_trust_roots(self, payload: bytes, bundles: Sequence[str]) -> None:
+        self.governor.ledger.ensure_witnessed()
         keyids = [parse_bundle(bundle).keyid for bundle in bundles]
         event = AuditEvent.now(
             EventName.TRUST_ROOTS_CHANGED,

@@ -21,13 +21,14 @@ def create_app() -> Any:
 
     Ends the process (exit code 3) with an explanation when the server would be half-governed.
     """
+    from mlflow.exceptions import MlflowException
     from mlflow.server import BACKEND_STORE_URI_ENV_VAR, REGISTRY_STORE_URI_ENV_VAR
     from mlflow.server import app as flask_app
     from mlflow.server.fastapi_app import create_fastapi_app
     from mlflow.server.handlers import STATIC_PREFIX_ENV_VAR
 
     from governance.backend import Backend
-    from governance.errors import GovernanceError
+    from governance.errors import ConfigurationError, GovernanceError
     from governance.nonces import NonceStore
     from mlflow_plugins.api.routes import install
     from mlflow_plugins.doctor import require_governed_server
@@ -45,9 +46,18 @@ def create_app() -> Any:
         _stop(error)
     basic_auth = os.environ.get("CHANCERY_BASIC_AUTH", "0") == "1"
     if basic_auth:
-        from mlflow.server import auth
+        try:
+            from mlflow.server import auth
 
-        app = auth.create_app(flask_app)
+            app = auth.create_app(flask_app)
+        except (ImportError, MlflowException) as error:
+            _stop(
+                ConfigurationError(
+                    f"basic-auth cannot start: {error}",
+                    "install mlflow-chancery[server], and set MLFLOW_FLASK_SERVER_SECRET_KEY and "
+                    "MLFLOW_AUTH_ADMIN_PASSWORD as MLflow's basic-auth wants them",
+                )
+            )
     else:
         app = create_fastapi_app(flask_app)
     governor = governor_of(store)

@@ -10,9 +10,9 @@ import base64
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Path, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from governance.backend import Backend
 from governance.errors import GovernanceError
@@ -23,13 +23,17 @@ __all__ = ["API_PREFIXES", "error_response", "install"]
 API_PREFIXES = ("/api/3.0/chancery", "/ajax-api/3.0/chancery")
 
 
+_LARGEST = 2**31 - 1  # of what the databases take as an integer
+Version = Annotated[int, Path(ge=1, le=_LARGEST)]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
 class PromotionBody(_Body):
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, le=_LARGEST)]
     environment: Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -42,7 +46,7 @@ class RevocationBody(_Body):
 
 
 class TrustRootsBody(_Body):
-    payload: Annotated[str, Field(max_length=1 << 20)]
+    payload: Annotated[Base64Bytes, Field(max_length=1 << 20)]
     bundles: Annotated[list[str], Field(max_length=64)]
 
 
@@ -82,15 +86,15 @@ def build_router(backend: Callable[[], Backend]) -> APIRouter:
         return request_to_json(backend().approve(statement_id, body.bundle))
 
     @router.get("/models/{name}/versions/{version}/decision")
-    def decision(name: str, version: int, environment: str) -> dict[str, Any]:
+    def decision(name: str, version: Version, environment: str) -> dict[str, Any]:
         return backend().evaluate(name, version, environment).to_dict()
 
     @router.get("/models/{name}/versions/{version}/release")
-    def release(name: str, version: int) -> dict[str, Any]:
+    def release(name: str, version: Version) -> dict[str, Any]:
         return dict(backend().release(name, version))
 
     @router.post("/models/{name}/versions/{version}/revoke")
-    def revoke(name: str, version: int, body: RevocationBody) -> dict[str, Any]:
+    def revoke(name: str, version: Version, body: RevocationBody) -> dict[str, Any]:
         backend().revoke(name, version, body.reason)
         return {}
 
@@ -105,7 +109,7 @@ def build_router(backend: Callable[[], Backend]) -> APIRouter:
 
     @router.post("/trust-roots")
     def change_trust_roots(body: TrustRootsBody) -> dict[str, Any]:
-        backend().change_trust_roots(base64.b64decode(body.payload, validate=True), body.bundles)
+        backend().change_trust_roots(body.payload, body.bundles)
         return {}
 
     @router.get("/ledger/export")
@@ -115,7 +119,8 @@ def build_router(backend: Callable[[], Backend]) -> APIRouter:
 
     @router.get("/ledger/entries")
     def ledger_entries(
-        start: int = -20, limit: Annotated[int, Query(ge=1, le=1000)] = 20
+        start: Annotated[int, Query(ge=-(2**53), le=2**53)] = -20,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     ) -> dict[str, Any]:
         found = backend().ledger_entries(start, limit)
         return {"entries": [{"index": i, "event": leaf.decode()} for i, leaf in found]}
