@@ -173,7 +173,10 @@ def digest_directory(root: Path) -> Manifest:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a directory")
     paths = sorted(_walk(root, ""))
-    # hashlib releases the interpreter lock for large buffers, so threads use the cores.
+    # hashlib releases the interpreter lock for large buffers, so threads use the cores; for a few
+    # small files, starting them would take longer than the hashing.
+    if sum((root / path).stat().st_size for path in paths) < _CHUNK:
+        return Manifest.of(_digest_file(root, path) for path in paths)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         return Manifest.of(pool.map(lambda path: _digest_file(root, path), paths))
 
@@ -201,7 +204,7 @@ def _digest_file(root: Path, path: str) -> FileDigest:
             raise TamperedError(f"{path} is not a regular file")
         digest = hashlib.sha256()
         size = 0
-        buffer = bytearray(_CHUNK)
+        buffer = bytearray(min(_CHUNK, os.fstat(descriptor).st_size + 1))
         view = memoryview(buffer)
         while count := file.readinto(buffer):
             digest.update(view[:count])

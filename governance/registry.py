@@ -141,7 +141,12 @@ def add_version(connection: Connection, new: NewVersion, now_ms: int) -> str:
     if new.run_id:
         connection.execute(insert(sealed_runs).values(run_id=new.run_id, version_uid=uid))
     if new.artifact_uri:
-        seal_artifact(connection, uid, new.artifact_uri)
+        digest = sha256_hex(new.artifact_uri.encode())
+        connection.execute(
+            insert(sealed_artifacts).values(
+                path_digest=digest, path=new.artifact_uri, version_uid=uid
+            )
+        )
     return uid
 
 

@@ -12,6 +12,7 @@ pin remembers) or strict mode is on.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -101,6 +102,7 @@ class VerifiedModelsArtifactRepository(ModelsArtifactRepository):
             if (path / MLMODEL_FILE_NAME).is_file():
                 self._add_registered_model_meta_file(str(path))
             if dst_path is None:
+                atexit.register(_remove, private, os.getpid())
                 return str(path)
             return str(_hand_over(path, private, Path(dst_path), artifact_path))
         except BaseException:
@@ -142,6 +144,12 @@ class VerifiedModelsArtifactRepository(ModelsArtifactRepository):
         """One file, verified like the whole."""
         found = self.download_artifacts(remote_file_path)
         shutil.copyfile(found, local_path)
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """Take away the private copy when the process that loaded it ends (not a fork of it)."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _completed(partial: Manifest, artifact_path: str, release: Release) -> Manifest:

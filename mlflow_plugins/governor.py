@@ -73,7 +73,7 @@ class Governor:
         with cls._lock:
             if key not in cls._instances:
                 governor = cls(uri, Settings.load(uri))
-                governor.ledger.start_background(0.2)
+                governor.ledger.start_background(1.0)
                 cls._instances[key] = governor
             return cls._instances[key]
 

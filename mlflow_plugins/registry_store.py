@@ -10,6 +10,7 @@ from mlflow.server.constants import READ_REPLICA_BACKEND_STORE_URI_ENV_VAR
 from mlflow.store.artifact.utils.models import _parse_model_uri
 from mlflow.store.db.utils import _get_managed_session_maker, _get_routing_session_maker
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy import select
 from sqlalchemy.orm import sessionmaker
 
 from governance import registry
@@ -87,7 +88,6 @@ class GovernedRegistryStore(SqlAlchemyStore):
 
     def _inspect(self, source: str, model_id: str | None) -> PendingVersion | None:
         from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS
-        from mlflow.tracking import MlflowClient
 
         if source in _PROMPT_SOURCE_PLACEHOLDERS:
             return None
@@ -99,9 +99,19 @@ class GovernedRegistryStore(SqlAlchemyStore):
             elif parsed.name and parsed.version:
                 uri = super().get_model_version_download_uri(parsed.name, parsed.version)
         if model_id is not None:
-            uri = MlflowClient().get_logged_model(model_id).artifact_location
+            uri = self._location_of_logged_model(model_id)
         manifest, problem = read_manifest(uri)
         return PendingVersion(location_of(uri), model_id, manifest, problem)
+
+    def _location_of_logged_model(self, model_id: str) -> str:
+        """One statement when tracking lives in this database; MLflow asks for the rest itself."""
+        from mlflow.store.tracking.dbmodels.models import SqlLoggedModel
+        from mlflow.tracking import MlflowClient
+
+        query = select(SqlLoggedModel.artifact_location).where(SqlLoggedModel.model_id == model_id)
+        with self.governor.engine.connect() as connection:
+            location = connection.execute(query).scalar_one_or_none()
+        return str(location or MlflowClient().get_logged_model(model_id).artifact_location)
 
     def get_model_version_download_uri(self, name: str, version: str) -> Any:
         """As MLflow's; a revoked version's is refused to every client."""

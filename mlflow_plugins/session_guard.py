@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Delete, Insert, Update, event, inspect
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction
+from sqlalchemy.orm import Session, UOWTransaction
 
 from governance.errors import GovernanceError, PromotionDeniedError, RefusedError
 from governance.events import AuditEvent, EventName
@@ -35,7 +35,31 @@ _COMMITTED = "chancery_committed"
 
 
 class GovernedSession(Session):
-    """A session whose flushes pass a guard (``session.info``)."""
+    """A session whose flushes and bulk statements pass a guard (``session.info``).
+
+    Bulk statements are looked at in ``execute`` and its two short forms rather than by the event
+    ``do_orm_execute``, which makes SQLAlchemy prepare every statement twice, reads too.
+    """
+
+    def execute(self, statement: Any, *args: Any, **options: Any) -> Any:
+        self._look_at(statement)
+        return super().execute(statement, *args, **options)
+
+    def scalar(self, statement: Any, *args: Any, **options: Any) -> Any:
+        self._look_at(statement)
+        return super().scalar(statement, *args, **options)
+
+    def scalars(self, statement: Any, *args: Any, **options: Any) -> Any:
+        self._look_at(statement)
+        return super().scalars(statement, *args, **options)
+
+    def _look_at(self, statement: Any) -> None:
+        if isinstance(statement, Update | Delete | Insert):
+            guard: Guard = self.info[_GUARD]
+            try:
+                guard.before_bulk(statement, self.connection())
+            except GovernanceError as error:
+                raise to_mlflow(error) from error
 
 
 class Guard(ABC):
@@ -118,16 +142,6 @@ def _after_commit(session: Session) -> None:
 def _after_rollback(session: Session) -> None:
     session.info.pop(_RECORDED, None)
     session.info.pop(_PENDING, None)
-
-
-@event.listens_for(GovernedSession, "do_orm_execute")
-def _do_orm_execute(state: ORMExecuteState) -> None:
-    if isinstance(state.statement, Update | Delete | Insert):
-        guard: Guard = state.session.info[_GUARD]
-        try:
-            guard.before_bulk(state.statement, state.session.connection())
-        except GovernanceError as error:
-            raise to_mlflow(error) from error
 
 
 class ManagedSessionMaker(Protocol):

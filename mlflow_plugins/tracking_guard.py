@@ -58,6 +58,8 @@ class TrackingGuard(Guard):
             match row:
                 case SqlParam():
                     touched[row.run_uuid] = f"param {row.key}"
+                case SqlTag() if row.run_uuid is None and row.run in session.new:
+                    pass  # a new run's own, told by its event
                 case SqlTag():
                     touched[row.run_uuid] = f"tag {row.key}"
                     tags.setdefault(row.run_uuid, {})[row.key] = str(row.value)

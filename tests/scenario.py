@@ -34,12 +34,16 @@ class Scenario:
         self.client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     @classmethod
+    def again(cls, folder: Path) -> Scenario:
+        """On the SQLite store in ``folder``, in this process."""
+        uri = f"governed+sqlite:///{folder}/mlflow.db"
+        return cls(uri, Settings.load(uri, {}).home)
+
+    @classmethod
     def local(cls, folder: Path) -> Scenario:
         """On a fresh SQLite store in this process."""
-        uri = f"governed+sqlite:///{folder}/mlflow.db"
-        scenario = cls(uri, Settings.load(uri, {}).home)
+        scenario = cls.again(folder)
         mlflow.create_experiment("scenario", artifact_location=(folder / "artifacts").as_uri())
-        mlflow.set_experiment("scenario")
         return scenario
 
     @property

@@ -15,6 +15,7 @@ Example::
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -262,7 +263,7 @@ class Ledger:
             self._thread.start()
 
     def _run(self, interval_s: float) -> None:
-        while not self._stop.wait(interval_s):
+        while not self._stop.wait(interval_s * random.uniform(0.8, 1.2)):
             try:
                 if self.pending():
                     self.sequence()

@@ -343,3 +343,64 @@ def test_workspaces_are_refused_clearly(tmp_path: Path, monkeypatch: pytest.Monk
 
     with pytest.raises(MlflowException, match="workspaces"):
         registry_store(store_uri=f"governed+sqlite:///{tmp_path}/w.db")
+
+
+def test_bulk_statements_do_not_pass_seal_or_gate_by(scenario: Scenario) -> None:
+    """``mlflow gc`` deletes rows in bulk, which no flush shows."""
+    from mlflow.store.model_registry.dbmodels.models import SqlRegisteredModelAlias
+    from mlflow.store.tracking.dbmodels.models import SqlTag
+    from mlflow.tracking._model_registry.utils import _get_store as registry_store
+    from mlflow.tracking._tracking_service.utils import _get_store as tracking_store
+    from sqlalchemy import delete, insert, update
+
+    version = scenario.train()
+    run_id = scenario.client.get_model_version("fraud", str(version)).run_id
+    tracking, registry = tracking_store(), registry_store()
+    with pytest.raises(MlflowException) as error:
+        tracking._hard_delete_run(run_id)
+    assert "sealed" in refused(error)
+    statements = [
+        (tracking, update(SqlTag).where(SqlTag.run_uuid == run_id).values(value="forged")),
+        (tracking, delete(SqlTag).where(SqlTag.run_uuid == run_id)),
+        (registry, insert(SqlRegisteredModelAlias).values(
+            name="fraud", alias="champion", version=version)),
+        (registry, update(SqlRegisteredModelAlias).values(version=version)),
+    ]  # fmt: skip
+    for store, statement in statements:
+        with pytest.raises(MlflowException) as error, store.ManagedSessionMaker(False) as session:
+            session.execute(statement)
+        refused(error)
+    with (
+        pytest.raises(MlflowException) as error,
+        tracking.ManagedSessionMaker(read_only=False) as session,
+    ):
+        session.query(SqlTag).filter(SqlTag.run_uuid == run_id).delete()
+    refused(error)
+    with (
+        pytest.raises(MlflowException) as error,
+        tracking.ManagedSessionMaker(read_only=False) as session,
+    ):
+        session.query(SqlTag).filter(SqlTag.run_uuid == run_id).update({"value": "forged"})
+    refused(error)
+    assert scenario.alias("champion") is None
+    assert scenario.client.get_run(run_id).data.tags["provenance.seed"] == "7"
+
+
+def test_a_registry_from_before_governance_is_adopted_at_its_first_load(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
+    import shutil
+
+    shutil.copyfile(sqlite_template, tmp_path / "mlflow.db")
+    plain = Scenario(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "unused")
+    mlflow.create_experiment("scenario", artifact_location=(tmp_path / "artifacts").as_uri())
+    version = plain.train("old")
+    plain.client.set_registered_model_alias("old", "blue", str(version))
+    scenario = Scenario.again(tmp_path)
+    assert mlflow.pyfunc.load_model(f"models:/old/{version}") is not None
+    assert mlflow.pyfunc.load_model("models:/old@blue") is not None
+    with pytest.raises(MlflowException) as error:
+        scenario.client.set_registered_model_alias("old", "champion", str(version))
+    refused(error)
+    scenario.to_prod(version, "old")
+    assert mlflow.pyfunc.load_model("models:/old@champion") is not None
