@@ -33,7 +33,8 @@ from governance.signing.keys import Signer
 
 __all__ = ["BATCH", "Sequenced", "sequence_batch"]
 
-BATCH = 5_000
+BATCH = 10_000
+_KEPT = 256  # largest batch whose nodes are handed on: someone may be waiting for it
 _ROWS = 1_000  # a statement; PostgreSQL takes at most 65,535 parameters
 
 _LOCK = update(ledger_state).where(ledger_state.c.id == 1).values(size=ledger_state.c.size)
@@ -43,7 +44,7 @@ _PENDING = select(outbox.c.event_id, outbox.c.leaf).order_by(outbox.c.outbox_id)
 
 @dataclass(frozen=True, slots=True)
 class Sequenced:
-    """One batch: its events, the checkpoint over all and its note, and the nodes it touched."""
+    """One batch: its events, the checkpoint and its note, and (if small) its nodes."""
 
     event_ids: Sequence[str]
     checkpoint: Checkpoint
@@ -73,9 +74,8 @@ def sequence_batch(
     frontier = read_peaks(connection, size)
     _check_last(connection, Checkpoint(origin, size, fold(frontier)), signer.public_key_pem)
 
-    hashes = [leaf_hash(row.leaf) for row in rows]
-    nodes = dict(zip(peaks(size), frontier, strict=True))
-    nodes.update(((0, index), value) for index, value in enumerate(hashes, size))
+    hashes = [leaf_hash(row[1]) for row in rows]
+    old_frontier = frontier
     frontier, completed = append_leaves(size, frontier, hashes)
     _insert_many(
         connection,
@@ -86,7 +86,11 @@ def sequence_batch(
         ],
     )
     _insert_many(connection, ledger_nodes, completed)
-    nodes.update(((level, position), value) for level, position, value in completed)
+    nodes: dict[Node, bytes] = {}
+    if len(rows) <= _KEPT:
+        nodes.update(zip(peaks(size), old_frontier, strict=True))
+        nodes.update(((0, index), value) for index, value in enumerate(hashes, size))
+        nodes.update(((level, position), value) for level, position, value in completed)
     new = Checkpoint(origin, size + len(rows), fold(frontier))
     note = sign_checkpoint(new, signer)
     connection.execute(
@@ -103,7 +107,7 @@ def sequence_batch(
             )
         )
     )
-    return Sequenced([row.event_id for row in rows], new, note, nodes)
+    return Sequenced([row[0] for row in rows], new, note, nodes)
 
 
 def _insert_many(connection: Connection, table: Table, rows: Sequence[tuple[object, ...]]) -> None:
