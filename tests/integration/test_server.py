@@ -241,3 +241,25 @@ def test_a_read_only_database_is_said_so(tmp_path: Path, monkeypatch: pytest.Mon
     assert database.exists()
     assert scenario.alias("challenger") is None
     scenario.client.set_registered_model_alias("fraud", "challenger", str(version))
+
+
+def test_a_read_replica_is_honoured(
+    tmp_path: Path, sqlite_template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads go to the replica, writes to the primary, both with their ``governed+`` prefix."""
+    import shutil
+
+    from mlflow.server.constants import READ_REPLICA_BACKEND_STORE_URI_ENV_VAR
+
+    from mlflow_plugins.entry import registry_store
+
+    for name in ("primary", "replica"):
+        shutil.copyfile(sqlite_template, tmp_path / f"{name}.db")
+    monkeypatch.setenv(
+        READ_REPLICA_BACKEND_STORE_URI_ENV_VAR, f"governed+sqlite:///{tmp_path}/replica.db"
+    )
+    store = registry_store(store_uri=f"governed+sqlite:///{tmp_path}/primary.db")
+    store.create_registered_model("fraud")
+    assert [m.name for m in store.search_registered_models()] == []
+    shutil.copyfile(tmp_path / "primary.db", tmp_path / "replica.db")  # as replication would
+    assert [m.name for m in store.search_registered_models()] == ["fraud"]

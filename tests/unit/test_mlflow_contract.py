@@ -93,3 +93,17 @@ def test_tracking_has_no_mutator_of_runs_and_models_we_do_not_know() -> None:
 def test_commit_sites_are_those_we_know() -> None:
     source = inspect.getsource(inspect.getmodule(TrackingStore))  # type: ignore[arg-type]
     assert source.count("session.commit()") == COMMIT_SITES
+
+
+def test_bulk_saves_that_no_flush_shows_touch_nothing_that_is_gated() -> None:
+    """``bulk_save_objects`` and its like pass ``before_flush`` by; MLflow has one, for traces."""
+    for store, allowed in ((RegistryStore, 0), (TrackingStore, 1)):
+        source = inspect.getsource(inspect.getmodule(store))  # type: ignore[arg-type]
+        calls = sum(
+            source.count(f"session.{name}(")
+            for name in ("bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings")
+        )
+        assert calls == allowed
+    assert "bulk_save_objects(new_associations)" in inspect.getsource(
+        inspect.getmodule(TrackingStore)  # type: ignore[arg-type]
+    )
