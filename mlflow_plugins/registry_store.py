@@ -6,11 +6,13 @@ import os
 from typing import Any
 
 from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
+from mlflow.exceptions import MlflowException
 from mlflow.server.constants import READ_REPLICA_BACKEND_STORE_URI_ENV_VAR
 from mlflow.store.artifact.utils.models import _parse_model_uri
 from mlflow.store.db.utils import _get_managed_session_maker, _get_routing_session_maker
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import sessionmaker
 
 from governance import registry
@@ -85,6 +87,18 @@ class GovernedRegistryStore(SqlAlchemyStore):
             return super().create_model_version(name, source, *args, **kwargs)
         finally:
             pending_version.reset(token)
+
+    def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+        """As MLflow's, which answers 400 when two clients set a new alias at the same moment.
+
+        The second attempt finds the row of the first, and passes the gate again.
+        """
+        try:
+            super().set_registered_model_alias(name, alias, version)
+        except MlflowException as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+            super().set_registered_model_alias(name, alias, version)
 
     def _inspect(self, source: str, model_id: str | None) -> PendingVersion | None:
         from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS
