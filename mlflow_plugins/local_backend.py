@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,7 @@ from governance.errors import (
     RefusedError,
     RevokedError,
     UntrustedKeyError,
+    VerificationError,
 )
 from governance.events import AuditEvent, EventName
 from governance.gates import promotions
@@ -40,10 +42,9 @@ from governance.signing.statements import (
     PromotionStatement,
     statement_id,
 )
-from mlflow_plugins import evidence
-from mlflow_plugins.artifacts import location_of, read_manifest
+from mlflow_plugins.adoption import adopt
+from mlflow_plugins.artifacts import read_manifest
 from mlflow_plugins.governor import Governor, now_ms
-from mlflow_plugins.registry_guard import PendingVersion, version_lineage
 from mlflow_plugins.strict_mode import verified_access
 
 __all__ = ["LocalBackend"]
@@ -148,7 +149,7 @@ class LocalBackend:
 
     def _read_again(self, name: str, version: int) -> Candidate:
         """The candidate, its stored bytes read again: what is signed is what lies there now."""
-        self._adopt(name, version)
+        adopt(self.governor, name, version)
         with self.governor.engine.connect() as connection:
             candidate = registry.candidate(connection, name, version)
             location = registry.artifact_uri(connection, candidate.version_uid)
@@ -170,64 +171,6 @@ class LocalBackend:
             )
         return candidate
 
-    def _adopt(self, name: str, version: int) -> None:
-        """Register with governance a version that MLflow had before."""
-        with self.governor.engine.connect() as connection:
-            try:
-                registry.candidate(connection, name, version)
-            except NotFoundError:
-                row = connection.execute(
-                    select(
-                        SqlModelVersion.source,
-                        SqlModelVersion.storage_location,
-                        SqlModelVersion.run_id,
-                        SqlModelVersion.current_stage,
-                    ).where(SqlModelVersion.name == name, SqlModelVersion.version == version)
-                ).one_or_none()
-                if row is None or row.current_stage == "Deleted_Internal":
-                    raise
-            else:
-                return
-        uri = row.storage_location or row.source
-        manifest, problem = read_manifest(uri)
-        logged = row.source.removeprefix("models:/") if "models:/m-" in row.source else None
-        found = PendingVersion(location_of(uri), logged, manifest, problem)
-        event = AuditEvent.now(
-            EventName.VERSION_REGISTERED,
-            f"models:/{name}/{version}",
-            {
-                "adopted": True,
-                "rootDigest": manifest.root_digest if manifest else "",
-                "manifestDigest": manifest.manifest_digest if manifest else "",
-            },
-        )
-        with self.governor.engine.begin() as connection:
-            uid = registry.add_version(
-                connection,
-                registry.NewVersion(
-                    name=name,
-                    version=version,
-                    source=row.source,
-                    artifact_uri=found.artifact_uri,
-                    logged_model_id=logged,
-                    run_id=row.run_id or None,
-                    manifest=manifest,
-                    digest_error=problem,
-                    registered_by=current_actor().id,
-                ),
-                now_ms(),
-            )
-            if row.run_id:
-                evidence.close_run(connection, row.run_id, [uid])
-            nodes, edges = version_lineage(
-                connection,
-                SqlModelVersion(name=name, version=version, source=row.source, run_id=row.run_id),
-                found,
-            )
-            lineage.record(connection, nodes, [Edge(a, r, b, event.id) for a, r, b in edges])
-            self.governor.ledger.record(connection, event)
-        self.governor.ledger.cover(event.id)
-
     def promotion_request(self, statement_id: str) -> PromotionRequest:
         with self.governor.engine.connect() as connection:
             return _to_request(promotions.find_statement(connection, statement_id))
@@ -241,6 +184,20 @@ class LocalBackend:
 
     def approve(self, statement_id: str, bundle: str) -> PromotionRequest:
         self.governor.ledger.ensure_witnessed()
+        with self._refusals_recorded(f"statements:/{statement_id}"):
+            return self._approve(statement_id, bundle)
+
+    @contextmanager
+    def _refusals_recorded(self, subject: str) -> Iterator[None]:
+        """Put a refused approval or revocation on the ledger; its transaction rolled back."""
+        try:
+            yield
+        except (RefusedError, VerificationError) as error:
+            data = {"code": error.code, "reason": error.message}
+            self.governor.record_and_cover(AuditEvent.now(EventName.CHANGE_REFUSED, subject, data))
+            raise
+
+    def _approve(self, statement_id: str, bundle: str) -> PromotionRequest:
         parsed = parse_bundle(bundle)
         with self.governor.engine.begin() as connection:
             stored = promotions.find_statement(connection, statement_id)
@@ -305,6 +262,10 @@ class LocalBackend:
 
     def revoke(self, name: str, version: int, reason: str) -> None:
         self.governor.ledger.ensure_witnessed()
+        with self._refusals_recorded(f"models:/{name}/{version}"):
+            self._revoke(name, version, reason)
+
+    def _revoke(self, name: str, version: int, reason: str) -> None:
         with self.governor.engine.begin() as connection:
             candidate = registry.candidate(connection, name, version)
             self._require_authority(connection, candidate)
@@ -341,7 +302,9 @@ class LocalBackend:
     # What a load verifies ------------------------------------------------------------------
 
     def release(self, name: str, version: int) -> Mapping[str, Any]:
-        self._adopt(name, version)  # a registry that was there before governance keeps loading
+        adopt(
+            self.governor, name, version
+        )  # a registry that was there before governance keeps loading
         policy = self.governor.policy
         with self.governor.engine.connect() as connection:
             candidate = registry.candidate(connection, name, version)

@@ -177,6 +177,8 @@ def test_an_untrusted_key_cannot_approve(scenario: Scenario, tmp_path: Path) -> 
     request = scenario.request(version, "staging")
     with pytest.raises(UntrustedKeyError):
         scenario.approve(request, create_key(tmp_path / "mallory.key"))
+    refusal = [e for e in scenario.events() if e["type"] == "gates:change:refused"][-1]
+    assert refusal["data"]["code"] == "UNTRUSTED_KEY"
 
 
 def test_a_person_without_the_role_cannot_approve(scenario: Scenario) -> None:
