@@ -31,7 +31,6 @@ __all__ = [
     "candidate",
     "candidates_of",
     "copies_of",
-    "manifest_of",
     "mark_model_deleted",
     "mark_revoked",
     "mark_version_deleted",
@@ -304,13 +303,6 @@ def _to_candidate(row: Row[tuple[object, ...]]) -> Candidate:
         digest_error=row.digest_error,
         revoked_reason=row.revoked_reason,
     )
-
-
-def manifest_of(connection: Connection, version_uid: str) -> str | None:
-    """The registered file manifest (canonical JSON)."""
-    return connection.execute(
-        select(versions.c.manifest).where(versions.c.version_uid == version_uid)
-    ).scalar_one_or_none()
 
 
 def version_uid_behind_logged_model(connection: Connection, logged_model_id: str) -> str | None:
