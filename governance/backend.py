@@ -7,6 +7,7 @@ that this package never imports MLflow.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -45,6 +46,37 @@ class PromotionRequest:
     requested_by: str
     used: bool
     decision: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The *promotion* of the REST API and of ``--json``."""
+        return {
+            "statementId": self.statement_id,
+            "payload": base64.b64encode(self.payload).decode(),
+            "model": self.model,
+            "environment": self.environment,
+            "threshold": self.threshold,
+            "approvals": list(self.approvals),
+            "notAfterMs": self.not_after_ms,
+            "requestedBy": self.requested_by,
+            "used": self.used,
+            "decision": dict(self.decision),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> PromotionRequest:
+        """Inverse of ``to_dict``."""
+        return cls(
+            statement_id=document["statementId"],
+            payload=base64.b64decode(document["payload"], validate=True),
+            model=document["model"],
+            environment=document["environment"],
+            threshold=document["threshold"],
+            approvals=tuple(document["approvals"]),
+            not_after_ms=document["notAfterMs"],
+            requested_by=document["requestedBy"],
+            used=document["used"],
+            decision=document["decision"],
+        )
 
 
 class Backend(Protocol):

@@ -85,17 +85,7 @@ def _describe(request: PromotionRequest) -> None:
 
 
 def _request_json(request: PromotionRequest) -> dict[str, Any]:
-    return {
-        "statementId": request.statement_id,
-        "model": request.model,
-        "environment": request.environment,
-        "threshold": request.threshold,
-        "approvals": list(request.approvals),
-        "notAfterMs": request.not_after_ms,
-        "requestedBy": request.requested_by,
-        "used": request.used,
-        "statement": json.loads(request.payload),
-    }
+    return {**request.to_dict(), "statement": json.loads(request.payload)}
 
 
 @main.command()

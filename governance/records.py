@@ -144,6 +144,7 @@ class Decision:
         return " ".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: in answers, events and statements."""
         return {
             "model": self.model,
             "environment": self.environment,
@@ -160,6 +161,19 @@ class Decision:
                 for c in self.conditions
             ],
         }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Decision:
+        """Inverse of ``to_dict``."""
+        return cls(
+            model=document["model"],
+            environment=document["environment"],
+            conditions=tuple(
+                Condition(c["name"], c["met"], c["required"], c["found"], c["remedy"])
+                for c in document["conditions"]
+            ),
+            policy_digest=document["policyDigest"],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from governance.errors import GovernanceError, NotFoundError, UnreachableError
 from governance.lineage import Edge, Node, NodeKind, Relation
 from governance.records import Decision
 from governance.settings import Settings
-from mlflow_plugins.api.wire import decision_from_json, request_from_json
 from mlflow_plugins.request_headers import GovernanceHeaderProvider
 from mlflow_plugins.strict_mode import verified_access
 
@@ -84,22 +83,24 @@ class RestBackend:
 
     def request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
         body = {"name": name, "version": version, "environment": environment}
-        return request_from_json(self._post("/promotions", body))
+        return PromotionRequest.from_dict(self._post("/promotions", body))
 
     def promotion_request(self, statement_id: str) -> PromotionRequest:
-        return request_from_json(self._get(f"/promotions/{quote(statement_id, safe='')}"))
+        return PromotionRequest.from_dict(self._get(f"/promotions/{quote(statement_id, safe='')}"))
 
     def promotion_requests(self, name: str | None = None) -> Sequence[PromotionRequest]:
         params = {"name": name} if name else {}
-        return [request_from_json(d) for d in self._get("/promotions", **params)["promotions"]]
+        return [
+            PromotionRequest.from_dict(d) for d in self._get("/promotions", **params)["promotions"]
+        ]
 
     def approve(self, statement_id: str, bundle: str) -> PromotionRequest:
         path = f"/promotions/{quote(statement_id, safe='')}/approvals"
-        return request_from_json(self._post(path, {"bundle": bundle}))
+        return PromotionRequest.from_dict(self._post(path, {"bundle": bundle}))
 
     def evaluate(self, name: str, version: int, environment: str) -> Decision:
         path = f"{_version_path(name, version)}/decision"
-        return decision_from_json(self._get(path, environment=environment))
+        return Decision.from_dict(self._get(path, environment=environment))
 
     def revoke(self, name: str, version: int, reason: str) -> None:
         self._post(f"{_version_path(name, version)}/revoke", {"reason": reason})

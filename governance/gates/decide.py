@@ -274,8 +274,6 @@ def _approvals(candidate: Candidate, evidence: Evidence, least: int, target: str
     persons = {folded(person): person for person in reversed(evidence.signers) if person.strip()}
     names = sorted(persons.values()) if evidence.statement_id else []
     people = "one person" if least == 1 else f"{least} different persons"
-    if least == 0:
-        return Condition("approvals", True, "No approval is required", "none is needed")
     if not evidence.statement_id:
         found = "no promotion was requested that could be approved now"
         remedy = f"run `{_request(candidate, target)}`, then have {people} approve it."

@@ -1,1 +1,1 @@
-"""REST routes under ``/api/3.0/chancery`` and the shapes they carry."""
+"""REST routes under ``/api/3.0/chancery``."""

@@ -16,7 +16,6 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from governance.backend import Backend
 from governance.errors import GovernanceError
-from mlflow_plugins.api.wire import request_to_json
 
 __all__ = ["API_PREFIXES", "error_response", "install"]
 
@@ -70,20 +69,19 @@ def build_router(backend: Callable[[], Backend]) -> APIRouter:
 
     @router.post("/promotions")
     def request_promotion(body: PromotionBody) -> dict[str, Any]:
-        found = backend().request_promotion(body.name, body.version, body.environment)
-        return request_to_json(found)
+        return backend().request_promotion(body.name, body.version, body.environment).to_dict()
 
     @router.get("/promotions")
     def promotions(name: str | None = None) -> dict[str, Any]:
-        return {"promotions": [request_to_json(r) for r in backend().promotion_requests(name)]}
+        return {"promotions": [r.to_dict() for r in backend().promotion_requests(name)]}
 
     @router.get("/promotions/{statement_id}")
     def promotion(statement_id: str) -> dict[str, Any]:
-        return request_to_json(backend().promotion_request(statement_id))
+        return backend().promotion_request(statement_id).to_dict()
 
     @router.post("/promotions/{statement_id}/approvals")
     def approve(statement_id: str, body: ApprovalBody) -> dict[str, Any]:
-        return request_to_json(backend().approve(statement_id, body.bundle))
+        return backend().approve(statement_id, body.bundle).to_dict()
 
     @router.get("/models/{name}/versions/{version}/decision")
     def decision(name: str, version: Version, environment: str) -> dict[str, Any]:
