@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["create_database", "mlflow_server", "postgres", "private_home", "progress"]
+__all__ = ["create_database", "free_port", "mlflow_server", "postgres", "private_home", "progress"]
 
 
 def progress(text: str) -> None:
@@ -55,7 +55,8 @@ def private_home() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -63,7 +64,10 @@ def _free_port() -> int:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A PostgreSQL with its defaults (fsync on); the URI without a database name."""
+    """A PostgreSQL with its defaults (fsync on); the URI without a database name.
+
+    The tests start theirs with it too.
+    """
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     if not found:
         raise SystemExit("PostgreSQL is not installed; run `make system`, or use --skip-postgresql")
@@ -76,7 +80,7 @@ def postgres() -> Iterator[str]:
         options |= {"user": account.pw_uid, "group": account.pw_gid}
     process: subprocess.Popen[bytes] | None = None
     try:
-        data, port = folder / "data", _free_port()
+        data, port = folder / "data", free_port()
         subprocess.run(
             [binaries / "initdb", "-D", data, "-U", "chancery", "--auth=trust", "--no-sync"],
             check=True,
@@ -119,7 +123,7 @@ def mlflow_server(
 ) -> Iterator[str]:
     """A real ``mlflow server`` with one worker; its address."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port)]

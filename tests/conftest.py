@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from benchmarks.surroundings import free_port, postgres
 from tests.scenario import Scenario
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -32,13 +31,6 @@ def private_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:
@@ -133,47 +125,11 @@ def _wait_until_ready(server: Server) -> None:
     pytest.fail(f"the server was not ready in time:\n{server.log.read_text()[-4000:]}")
 
 
-def _postgres_binaries() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    if not found:
-        pytest.fail("PostgreSQL is not installed; run `make system`")
-    return found[-1].parent
-
-
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL of our own; the address of its ``postgres`` database."""
-    binaries = _postgres_binaries()
-    folder = Path("/tmp") / f"chancery-pg-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    port = free_port()
-    options: dict[str, object] = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        account = pwd.getpwnam("postgres")
-        os.chown(folder, account.pw_uid, account.pw_gid)
-        options = {"user": account.pw_uid, "group": account.pw_gid}
-    data = folder / "data"
-    subprocess.run(
-        [binaries / "initdb", "-D", data, "-U", "chancery", "--auth=trust", "--no-sync"],
-        check=True, stdout=subprocess.DEVNULL, cwd=folder, **options,  # type: ignore[call-overload]
-    )  # fmt: skip
-    process = subprocess.Popen(
-        [binaries / "postgres", "-D", data, "-p", str(port), "-k", folder,
-         "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **options,  # type: ignore[call-overload]
-    )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while subprocess.run(
-        [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL
-    ).returncode:
-        if time.monotonic() > deadline or process.poll() is not None:
-            pytest.fail("PostgreSQL did not start")
-        time.sleep(0.1)
-    yield f"postgresql+psycopg://chancery@127.0.0.1:{port}"
-    process.send_signal(signal.SIGINT)
-    process.wait(30)
-    shutil.rmtree(folder, ignore_errors=True)
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL of our own; its address without a database name."""
+    with postgres() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
