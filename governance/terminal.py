@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from governance.errors import ConfigurationError, GovernanceError, UnreachableError
 from governance.settings import GOVERNED_PREFIX, Settings
@@ -31,23 +32,45 @@ errors_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def answer_errors(command: _F) -> _F:
-    """Print a governance error in its own words and leave with its exit code."""
+    """Print an error in its own words and leave with its exit code."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
         except GovernanceError as error:
-            if kwargs.get("as_json"):
-                print_json({"error": error.code, "message": error.message, "remedy": error.remedy})
-            errors_console.print(f"[bold red]{error.code}[/]: ", end="")
-            errors_console.print(error.message, markup=False)
-            if error.remedy:
-                errors_console.print(f"Remedy: {error.remedy}", markup=False)
-            unavailable = isinstance(error, ConfigurationError | UnreachableError)
-            sys.exit(3 if unavailable else 1)
+            _leave(error, as_json=bool(kwargs.get("as_json")))
+        except BrokenPipeError:
+            raise  # whoever read our output has left: click knows what to do
+        except SQLAlchemyError as error:
+            _leave(_of_database(error), as_json=bool(kwargs.get("as_json")))
+        except OSError as error:
+            _leave(_of_file(error), as_json=bool(kwargs.get("as_json")))
 
     return wrapped  # type: ignore[return-value]
+
+
+def _leave(error: GovernanceError, *, as_json: bool) -> NoReturn:
+    if as_json:
+        print_json({"error": error.code, "message": error.message, "remedy": error.remedy})
+    errors_console.print(f"[bold red]{error.code}[/]: ", end="")
+    errors_console.print(error.message, markup=False)
+    if error.remedy:
+        errors_console.print(f"Remedy: {error.remedy}", markup=False)
+    sys.exit(3 if isinstance(error, ConfigurationError | UnreachableError) else 1)
+
+
+def _of_database(error: SQLAlchemyError) -> GovernanceError:
+    reason = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+    return UnreachableError(
+        f"the database cannot be used: {reason}",
+        "start it, or correct the address in --uri",
+    )
+
+
+def _of_file(error: OSError) -> GovernanceError:
+    what = f"{error.filename}: " if error.filename else ""
+    return ConfigurationError(f"{what}{error.strerror or error}", "correct the path, or its rights")
 
 
 uri_option = click.option(
@@ -64,8 +87,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def print_json(document: Any) -> None:
+    """The one JSON document on standard output."""
     click.echo(json.dumps(document, indent=2, sort_keys=True))
 
 
 def settings_of(uri: str) -> Settings:
+    """The settings for a store; those of a client when it is not a database."""
     return Settings.load(uri if uri.startswith(GOVERNED_PREFIX) else None)

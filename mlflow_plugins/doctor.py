@@ -12,9 +12,11 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
+from sqlalchemy.exc import SQLAlchemyError
 
 from governance.database import connect, migrations_at_head
 from governance.errors import ConfigurationError, GovernanceError
+from governance.ledger.open import origin_pin
 from governance.settings import GOVERNED_PREFIX, Settings, plain_database_uri
 
 __all__ = ["Finding", "examine", "require_governed_server"]
@@ -176,6 +178,8 @@ def _plugins() -> list[Finding]:
 
 
 def _database(uri: str) -> list[Finding]:
+    from mlflow.exceptions import MlflowException
+
     from mlflow_plugins.registry_store import governor_of
 
     try:
@@ -184,14 +188,27 @@ def _database(uri: str) -> list[Finding]:
             governor.roots(connection)
         policy = governor.policy
         governor.ledger.ensure_witnessed()
-    except (GovernanceError, OSError) as error:
-        remedy = error.remedy if isinstance(error, GovernanceError) else ""
-        return [Finding("database", False, str(error), remedy)]
-    settings = Settings.load(uri)
+        settings = Settings.load(uri)
+        pin = origin_pin(settings)
+        remembered = pin.read()
+    except GovernanceError as error:
+        return [Finding("database", False, str(error), error.remedy)]
+    except (OSError, SQLAlchemyError, MlflowException) as error:
+        reason = str(error).strip().split("\n")[0]
+        remedy = "start the database, or correct its address and rights"
+        return [Finding("database", False, reason, remedy)]
+    origin = governor.ledger.origin
+    known = remembered == origin
     head = migrations_at_head(connect(plain_database_uri(uri)))
     return [
         Finding("migrations", head, "at head" if head else "behind", "" if head else "restart"),
         Finding("policy", True, f"{settings.policy_file or 'built-in'} ({policy.digest[:12]})"),
+        Finding(
+            "ledger",
+            known,
+            f"{origin}, remembered in {pin.path}" if known else f"{origin}, and {pin.path} is gone",
+            "" if known else "restart: the name is then remembered again",
+        ),
         Finding("keys", True, f"log key {settings.log_key}"),
         Finding("witness", True, str(settings.witness)),
         Finding("trust roots", True, "chain verified"),

@@ -8,6 +8,7 @@
 - ``log``: the ledger's interface
 - ``proof``: offline proof of one event (C2SP tlog-proof)
 - ``audit``, ``verify``, ``export``: recompute everything, in the database or offline
+- ``origin``: which ledger this is, remembered outside the database
 - ``open``: the ledger of a database and its settings
 """
 

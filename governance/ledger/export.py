@@ -5,8 +5,8 @@ JSON lines: a header, then each entry's canonical event as a JSON string, in ord
 (the log's note), ``cosigned`` (the witness's) and ``checkpoints`` (earlier notes, at most 1,000,
 which narrow a bad entry down).
 
-The keys in the header make a file readable, not trustworthy: pin both to learn more than that
-the file agrees with itself.
+The keys and the origin in the header make a file readable, not trustworthy: pin all three to learn
+more than that the file agrees with itself.
 
 Example::
 
@@ -101,6 +101,7 @@ def verify_export(
     *,
     log_public_key: str | None = None,
     witness_public_key: str | None = None,
+    origin: str | None = None,
 ) -> LedgerReport:
     """Verify an export, offline.
 
@@ -108,6 +109,7 @@ def verify_export(
         lines: The file's lines.
         log_public_key: PEM to insist on; None takes the header's.
         witness_public_key: PEM to insist on; None takes the header's.
+        origin: The name the ledger must have; None takes the header's.
 
     Raises:
         SignatureError: not an export of this format.
@@ -116,13 +118,15 @@ def verify_export(
     header = _header(next(stream, ""))
     log_key = log_public_key or header["log_public_key"]
     witness_key = witness_public_key or header["witness_public_key"]
-    origin, size = header["origin"], header["size"]
+    named, size = header["origin"], header["size"]
     more: list[tuple[int | None, str]] = []
+    if origin is not None and named != origin:
+        more.append((0, f"the export calls its ledger {named!r}, not {origin!r}"))
     attestations = [
-        _attested(note, "the checkpoint", log_key, origin)
+        _attested(note, "the checkpoint", log_key, named)
         for note in (*header["checkpoints"], header["checkpoint"])
     ]
-    cosigned = _attested(header["cosigned"], "the countersigned checkpoint", log_key, origin)
+    cosigned = _attested(header["cosigned"], "the countersigned checkpoint", log_key, named)
     try:
         verify_cosignature(header["cosigned"], witness_key)
     except VerificationError as error:
@@ -148,10 +152,11 @@ def verify_export(
         more.append((cosigned.size, f"entry {cosigned.size} is under no checkpoint"))
     return report_of(
         audit,
-        origin=origin,
+        origin=named,
         more=more,
         witness_size=cosigned.size,
         keys_pinned=log_public_key is not None and witness_public_key is not None,
+        origin_pinned=origin is not None,
     )
 
 

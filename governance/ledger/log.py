@@ -38,6 +38,7 @@ from governance.errors import (
 from governance.events import AuditEvent
 from governance.ledger.merkle import EMPTY_ROOT
 from governance.ledger.note import Checkpoint, parse_checkpoint
+from governance.ledger.origin import OriginPin
 from governance.ledger.proof import format_tlog_proof
 from governance.ledger.sequencer import BATCH, Sequenced, sequence_batch
 from governance.ledger.tree import read_consistency_proof, read_inclusion_proof
@@ -84,6 +85,7 @@ class Ledger:
     Args:
         engine: For the ledger's own transactions; never the session of a change.
         origin: Name for a ledger that has none yet; the first process decides.
+        pin: Remembers the name outside the database; None trusts the database.
         log_signer: Signs checkpoints.
         witness: Countersigns them.
         clock: The time of checkpoints.
@@ -96,6 +98,7 @@ class Ledger:
         origin: str,
         log_signer: Signer,
         witness: Witness,
+        pin: OriginPin | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.engine = engine
@@ -107,13 +110,17 @@ class Ledger:
         self._healthy = False  # whether the last countersigning here succeeded
         self._stop = Event()
         self._thread: Thread | None = None
-        self.origin = self._initialise(origin)
+        self.origin = self._initialise(origin, pin)
 
-    def _initialise(self, origin: str) -> str:
+    def _initialise(self, origin: str, pin: OriginPin | None) -> str:
         read = select(ledger_state.c.origin).where(ledger_state.c.id == 1)
+        # The pin before the database: a name is remembered only once its row is committed.
+        remembered = pin.read() if pin else None
         with self.engine.connect() as connection:
             stored = connection.execute(read).scalar()
         if stored is None:
+            if pin is not None and remembered is not None:
+                raise pin.emptied(remembered)
             with self.engine.begin() as connection:
                 connection.execute(
                     text(
@@ -123,6 +130,8 @@ class Ledger:
                     {"origin": origin},
                 )
                 stored = connection.execute(read).scalar_one()
+        if pin is not None:
+            pin.check(str(stored))
         return str(stored)
 
     # -- writing

@@ -50,6 +50,7 @@ class LedgerReport:
         witness_size: What the witness has countersigned last; None if it never has.
         pending: Events in the outbox: committed, not yet in the tree.
         keys_pinned: Whether both public keys came from the caller, not from the data.
+        origin_pinned: Whether the ledger's name did.
     """
 
     ok: bool
@@ -61,6 +62,24 @@ class LedgerReport:
     witness_size: int | None
     pending: int
     keys_pinned: bool = True
+    origin_pinned: bool = True
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """What was taken from the very data that was verified, and how to pin it."""
+        found = []
+        if not self.keys_pinned:
+            found.append(
+                "a key was taken from the very data that was verified, which proves no more than "
+                "that it agrees with itself: give both --log-key and --witness-key, with public "
+                "keys that you got elsewhere"
+            )
+        if not self.origin_pinned:
+            found.append(
+                "the ledger's name was taken from the very data that was verified, which may be "
+                "another ledger: give --origin with the name that you know"
+            )
+        return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON output."""
@@ -74,6 +93,8 @@ class LedgerReport:
             "witness_size": self.witness_size,
             "pending": self.pending,
             "keys_pinned": self.keys_pinned,
+            "origin_pinned": self.origin_pinned,
+            "remedies": list(self.remedies),
         }
 
     def require_ok(self) -> None:
@@ -98,6 +119,7 @@ def report_of(
     witness_size: int | None,
     pending: int = 0,
     keys_pinned: bool = True,
+    origin_pinned: bool = True,
 ) -> LedgerReport:
     """The report over an audit and ``more`` findings (index or None, sentence)."""
     found: list[tuple[int | None, str]] = [*audit.conclude(), *more]
@@ -116,6 +138,7 @@ def report_of(
         witness_size=witness_size,
         pending=pending,
         keys_pinned=keys_pinned,
+        origin_pinned=origin_pinned,
     )
 
 
@@ -166,6 +189,7 @@ def verify_ledger(
         more=more,
         witness_size=witness_size,
         pending=pending,
+        origin_pinned=origin is not None,
     )
 
 
