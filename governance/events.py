@@ -59,6 +59,7 @@ class EventName(StrEnum):
     PROMOTION_GRANTED = "gates:promotion:granted"
     PROMOTION_DENIED = "gates:promotion:denied"
     CHANGE_REFUSED = "gates:change:refused"
+    REFUSALS_COUNTED = "gates:refusals:counted"
     TRUST_ROOTS_CHANGED = "signing:trust-roots:changed"
     REQUEST_REJECTED = "server:request:rejected"
 

@@ -45,6 +45,7 @@ from governance.signing.statements import (
 from mlflow_plugins.adoption import adopt
 from mlflow_plugins.artifacts import read_manifest
 from mlflow_plugins.governor import Governor, now_ms
+from mlflow_plugins.refusals import refusals_of
 from mlflow_plugins.strict_mode import verified_access
 
 __all__ = ["LocalBackend"]
@@ -64,6 +65,10 @@ class LocalBackend:
 
     def request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
         self.governor.ledger.ensure_witnessed()
+        with self._refusals_recorded(f"models:/{name}/{version}"):
+            return self._request_promotion(name, version, environment)
+
+    def _request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
         policy = self.governor.policy
         target = policy.environment(environment)
         candidate = self._read_again(name, version)
@@ -75,11 +80,7 @@ class LocalBackend:
             cleared = promotions.cleared_environments(connection, candidate)
             minimum = self.governor.roots(connection).minimum_approvals(target.name)
         if not decision.allowed:
-            denied = PromotionDeniedError(decision)
-            self.governor.record_and_cover(
-                AuditEvent.now(EventName.PROMOTION_DENIED, candidate.uri, decision.to_dict())
-            )
-            raise denied
+            raise PromotionDeniedError(decision)
         needs = policy.requirements(candidate.model_name, target.name)
         now = now_ms()
         order = [e.name for e in policy.environments if e.name in cleared and e.name != target.name]
@@ -189,12 +190,11 @@ class LocalBackend:
 
     @contextmanager
     def _refusals_recorded(self, subject: str) -> Iterator[None]:
-        """Put a refused approval or revocation on the ledger; its transaction rolled back."""
+        """Put what was refused on the ledger; its transaction rolled back."""
         try:
             yield
         except (RefusedError, VerificationError) as error:
-            data = {"code": error.code, "reason": error.message}
-            self.governor.record_and_cover(AuditEvent.now(EventName.CHANGE_REFUSED, subject, data))
+            refusals_of(self.governor).record_error(error, subject)
             raise
 
     def _approve(self, statement_id: str, bundle: str) -> PromotionRequest:
@@ -406,10 +406,15 @@ class LocalBackend:
 
     def change_trust_roots(self, payload: bytes, bundles: Sequence[str]) -> None:
         self.governor.ledger.ensure_witnessed()
+        subject = f"trust-roots:/{sha256_hex(payload)[:16]}"
+        with self._refusals_recorded(subject):
+            self._change_trust_roots(payload, bundles, subject)
+
+    def _change_trust_roots(self, payload: bytes, bundles: Sequence[str], subject: str) -> None:
         keyids = [parse_bundle(bundle).keyid for bundle in bundles]
         event = AuditEvent.now(
             EventName.TRUST_ROOTS_CHANGED,
-            f"trust-roots:/{sha256_hex(payload)[:16]}",
+            subject,
             {"digest": sha256_hex(payload), "signedBy": keyids},
         )
         with self.governor.engine.begin() as connection:

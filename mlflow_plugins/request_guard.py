@@ -12,6 +12,7 @@ from governance.events import AuditEvent, EventName
 from mlflow_plugins.artifacts import location_of
 from mlflow_plugins.evidence import run_artifacts
 from mlflow_plugins.governor import Governor
+from mlflow_plugins.refusals import refusals_of
 
 __all__ = ["RequestGuard"]
 
@@ -59,8 +60,9 @@ class RequestGuard:
             return registry.seal_reason_for_artifact(connection, clean, whole_tree=True)
 
     def rejected(self, reason: str, details: dict[str, Any]) -> None:
-        """Audit a request that was turned away."""
+        """Audit a request that was turned away; a flood of them is counted."""
         data = {"reason": reason, **{key: str(value) for key, value in details.items()}}
         data["worker"] = str(os.getpid())
         subject = f"requests:{data.get('path', '/')}"
-        self._governor.record_and_cover(AuditEvent.now(EventName.REQUEST_REJECTED, subject, data))
+        event = AuditEvent.now(EventName.REQUEST_REJECTED, subject, data)
+        refusals_of(self._governor).record(event, code=data.get("code", ""), words=reason)

@@ -21,10 +21,11 @@ from sqlalchemy import Delete, Insert, Update, event, inspect
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, UOWTransaction
 
-from governance.errors import GovernanceError, PromotionDeniedError, RefusedError
-from governance.events import AuditEvent, EventName
+from governance.errors import GovernanceError, RefusedError
+from governance.events import AuditEvent
 from mlflow_plugins.exceptions import GovernedMlflowException, to_mlflow
 from mlflow_plugins.governor import Governor
+from mlflow_plugins.refusals import refusals_of
 
 __all__ = ["GovernedSession", "Guard", "changed", "governed_session_maker", "old_value"]
 
@@ -185,10 +186,4 @@ def _cover(governor: Governor, session: Session) -> None:
 
 
 def _record_refusal(governor: Governor, refusal: RefusedError) -> None:
-    if isinstance(refusal, PromotionDeniedError):
-        name = EventName.PROMOTION_DENIED
-        data: dict[str, Any] = refusal.decision.to_dict()
-    else:
-        name = EventName.CHANGE_REFUSED
-        data = {"code": refusal.code, "reason": refusal.message}
-    governor.record_and_cover(AuditEvent.now(name, refusal.subject, data))
+    refusals_of(governor).record_error(refusal, refusal.subject)

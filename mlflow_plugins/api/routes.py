@@ -7,21 +7,25 @@ MLflow's shape: ``{"error_code": …, "message": …}`` with the error's HTTP st
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Path, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from governance.backend import Backend
 from governance.errors import GovernanceError
+from mlflow_plugins.refusals import flush_all
 
 __all__ = ["API_PREFIXES", "error_response", "install"]
 
 API_PREFIXES = ("/api/3.0/chancery", "/ajax-api/3.0/chancery")
 
 
+_Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 _LARGEST = 2**31 - 1  # of what the databases take as an integer
 Version = Annotated[int, Path(ge=1, le=_LARGEST)]
 
@@ -155,9 +159,27 @@ def install(app: FastAPI, backend: Callable[[], Backend], static_prefix: str = "
     added = app.router.routes[before:]
     del app.router.routes[before:]
     app.router.routes[:0] = added
+    app.router.lifespan_context = _flushing(app.router.lifespan_context)
 
     async def refuse(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, GovernanceError)
         return error_response(error)
 
     app.add_exception_handler(GovernanceError, refuse)
+
+
+def _flushing(lifespan: _Lifespan) -> _Lifespan:
+    """The app's lifespan, at whose end counted refusals reach the ledger.
+
+    A worker that is told to stop ends by the signal itself, so that no exit handler runs.
+    """
+
+    @asynccontextmanager
+    async def wrapped(app: Any) -> AsyncIterator[Any]:
+        try:
+            async with lifespan(app) as state:
+                yield state
+        finally:
+            await to_thread.run_sync(flush_all)
+
+    return wrapped
