@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from governance.errors import ConfigurationError
+from governance.lineage.graph import Subgraph
 from governance.records import Decision
 
 __all__ = ["Backend", "PromotionRequest", "open_backend"]
@@ -133,10 +134,8 @@ class Backend(Protocol):
         """(index, canonical event) from ``start``; a negative start counts from the end."""
         ...
 
-    def lineage(
-        self, node_id: str, *, direction: str, depth: int
-    ) -> tuple[Sequence[Any], Sequence[Any]]:
-        """(nodes, edges) of ``governance.lineage`` reachable ``up`` or ``down``."""
+    def lineage(self, node_id: str, *, direction: str, depth: int) -> Subgraph:
+        """What is reachable from the node, ``up`` or ``down``; says when it was cut."""
         ...
 
     def resolve(self, name: str, version_or_alias: str) -> int:

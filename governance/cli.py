@@ -24,7 +24,8 @@ from governance.canonical import digest_directory
 from governance.cli_ledger import ledger
 from governance.cli_trust import trust
 from governance.errors import ConfigurationError
-from governance.lineage import Subgraph, as_html, as_json, as_tree
+from governance.lineage import as_html, as_tree
+from governance.lineage.render import CUT, SEE_MORE, as_document
 from governance.signing.dsse import sign_bundle
 from governance.signing.keys import create_key, development_signer
 from governance.signing.pins import KnownRoots
@@ -43,6 +44,8 @@ from governance.terminal import (
 
 __all__ = ["main"]
 
+_LARGEST_VERSION = 2**31 - 1  # of what the databases take as an integer
+
 
 def _version_of(model: str, backend: Backend) -> tuple[str, int]:
     """``models:/name/3`` or ``models:/name@alias``."""
@@ -52,7 +55,7 @@ def _version_of(model: str, backend: Backend) -> tuple[str, int]:
         raise click.BadParameter(f"{model!r} is not models:/name/version or models:/name@alias")
     if "@" in rest:
         return name, backend.resolve(name, f"@{version}")
-    if not version.isdigit():
+    if not (version.isascii() and version.isdigit() and 0 < int(version) <= _LARGEST_VERSION):
         raise click.BadParameter(f"{version!r} is not a version number")
     return name, int(version)
 
@@ -119,9 +122,9 @@ def approve(statement: str, key: str | None, yes: bool, uri: str, as_json: bool)
     settings = settings_of(uri)
     found = backend.promotion_request(statement)
     said = PromotionStatement.parse(found.payload)
-    if not as_json:
-        console.print(said.describe(), markup=False)
-    if not yes and not click.confirm("Sign this statement?"):
+    if not as_json or not yes:  # nobody is asked to sign what they have not seen
+        (errors_console if as_json else console).print(said.describe(), markup=False)
+    if not yes and not click.confirm("Sign this statement?", err=as_json):
         raise click.Abort
     signer = development_signer(
         key or settings.key or f"file:{settings.home / 'approver.key'}",
@@ -231,13 +234,17 @@ def verify(model: str, environment: str | None, path: Path | None, uri: str, as_
 @click.argument("model")
 @click.option("--reason", required=True)
 @uri_option
+@json_option
 @answer_errors
-def revoke(model: str, reason: str, uri: str) -> None:
+def revoke(model: str, reason: str, uri: str, as_json: bool) -> None:
     """Refuse every further load and promotion of MODEL."""
     backend = open_backend(uri)
     name, version = _version_of(model, backend)
     backend.revoke(name, version, reason)
+    if as_json:
+        return print_json({"model": f"models:/{name}/{version}", "reason": reason})
     console.print(f"revoked  models:/{name}/{version}", markup=False)
+    return None
 
 
 @main.command()
@@ -258,21 +265,17 @@ def lineage(
     node: str, direction: str, depth: int, html: Path | None, uri: str, as_json: bool
 ) -> None:
     """Print the lineage of NODE (models:/name/version, runs:/id, datasets:/name/digest)."""
-    nodes, edges = open_backend(uri).lineage(node, direction=direction, depth=depth)
-    graph = Subgraph(root=node, direction=direction, nodes=tuple(nodes), edges=tuple(edges))
+    graph = open_backend(uri).lineage(node, direction=direction, depth=depth)
     if html:
         html.write_text(as_html(graph), encoding="utf-8")
-        console.print(f"wrote {html}", markup=False)
-    elif as_json:
-        click.echo(as_json_text(graph))
-    else:
+        if not as_json:
+            console.print(f"wrote {html}", markup=False)
+            if graph.truncated:
+                console.print(f"{CUT} To see it, {SEE_MORE}.", markup=False)
+    if as_json:
+        print_json(as_document(graph))
+    elif not html:
         console.print(as_tree(graph))
-
-
-def as_json_text(graph: Subgraph) -> str:
-    """The graph as indented JSON text."""
-    found = as_json(graph)
-    return found if isinstance(found, str) else json.dumps(found, indent=2, sort_keys=True)
 
 
 @main.command()

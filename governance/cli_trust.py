@@ -57,7 +57,9 @@ def trust_show(uri: str, as_json: bool) -> None:
 
 @trust.command("add")
 @click.argument("person")
-@click.option("--public-key", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--public-key", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
 @click.option(
     "--approver",
     "approves",
@@ -73,9 +75,15 @@ def trust_show(uri: str, as_json: bool) -> None:
     help="Signer URI of an administrator; repeat up to the admin threshold.",
 )
 @uri_option
+@json_option
 @answer_errors
 def trust_add(
-    person: str, public_key: Path, approves: Sequence[str], signers: Sequence[str], uri: str
+    person: str,
+    public_key: Path,
+    approves: Sequence[str],
+    signers: Sequence[str],
+    uri: str,
+    as_json: bool,
 ) -> None:
     """Add PERSON with a key and roles; administrators sign."""
     roles = []
@@ -86,50 +94,62 @@ def trust_add(
     def change(roots: TrustRoots) -> TrustRoots:
         return roots.add_person(person, person, [public_key.read_text()], roles)
 
-    _change_roots(uri, change, signers)
+    _change_roots(uri, change, signers, as_json=as_json)
 
 
 @trust.command("remove")
 @click.argument("person")
 @click.option("--key", "signers", multiple=True, required=True)
 @uri_option
+@json_option
 @answer_errors
-def trust_remove(person: str, signers: Sequence[str], uri: str) -> None:
+def trust_remove(person: str, signers: Sequence[str], uri: str, as_json: bool) -> None:
     """Remove PERSON and all their keys; administrators sign."""
-    _change_roots(uri, lambda roots: roots.remove_person(person), signers)
+    _change_roots(uri, lambda roots: roots.remove_person(person), signers, as_json=as_json)
 
 
 @trust.command("revoke-key")
 @click.argument("keyid")
 @click.option("--key", "signers", multiple=True, required=True)
 @uri_option
+@json_option
 @answer_errors
-def trust_revoke_key(keyid: str, signers: Sequence[str], uri: str) -> None:
+def trust_revoke_key(keyid: str, signers: Sequence[str], uri: str, as_json: bool) -> None:
     """Distrust a key from now on; administrators sign."""
-    _change_roots(uri, lambda roots: roots.revoke_key(keyid), signers)
+    _change_roots(uri, lambda roots: roots.revoke_key(keyid), signers, as_json=as_json)
 
 
 @trust.command("init")
 @click.argument("document", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--key", "signers", multiple=True, required=True)
 @uri_option
+@json_option
 @answer_errors
-def trust_init(document: Path, signers: Sequence[str], uri: str) -> None:
+def trust_init(document: Path, signers: Sequence[str], uri: str, as_json: bool) -> None:
     """Found the trust roots on DOCUMENT (chancery.trust-roots/v1 JSON), signed by its admins."""
     payload = TrustRoots.parse(document.read_bytes()).to_payload()
-    _submit_roots(open_backend(uri), payload, signers, settings_of(uri))
+    _submit_roots(open_backend(uri), payload, signers, settings_of(uri), as_json=as_json)
 
 
 def _change_roots(
-    uri: str, change: Callable[[TrustRoots], TrustRoots], signers: Sequence[str]
+    uri: str,
+    change: Callable[[TrustRoots], TrustRoots],
+    signers: Sequence[str],
+    *,
+    as_json: bool,
 ) -> None:
     backend = open_backend(uri)
     payload = change(_roots(backend).successor()).to_payload()
-    _submit_roots(backend, payload, signers, settings_of(uri))
+    _submit_roots(backend, payload, signers, settings_of(uri), as_json=as_json)
 
 
 def _submit_roots(
-    backend: Backend, payload: bytes, signers: Sequence[str], settings: Settings
+    backend: Backend,
+    payload: bytes,
+    signers: Sequence[str],
+    settings: Settings,
+    *,
+    as_json: bool,
 ) -> None:
     bundles = [
         sign_roots(
@@ -138,4 +158,8 @@ def _submit_roots(
         for s in signers
     ]
     backend.change_trust_roots(payload, bundles)
-    console.print(f"trust roots are at version {_roots(backend).version}")
+    version = _roots(backend).version
+    if as_json:
+        print_json({"version": version})
+    else:
+        console.print(f"trust roots are at version {version}")

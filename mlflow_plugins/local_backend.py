@@ -32,7 +32,7 @@ from governance.gates.decide import decide
 from governance.gates.promotions import StoredStatement
 from governance.identity import ProofLevel, current_actor
 from governance.ledger import export_ledger
-from governance.lineage import Edge, Node, NodeKind, Relation
+from governance.lineage import Edge, Node, NodeKind, Relation, Subgraph
 from governance.records import Approval, Candidate, Decision
 from governance.signing import trust
 from governance.signing.dsse import parse_bundle, verify_bundle
@@ -430,12 +430,9 @@ class LocalBackend:
     def ledger_entries(self, start: int, limit: int) -> Sequence[tuple[int, bytes]]:
         return [(e.index, e.leaf) for e in self.governor.ledger.entries(start, limit)]
 
-    def lineage(
-        self, node_id: str, *, direction: str, depth: int
-    ) -> tuple[Sequence[Node], Sequence[Edge]]:
+    def lineage(self, node_id: str, *, direction: str, depth: int) -> Subgraph:
         with self.governor.engine.connect() as connection:
-            graph = lineage.walk(connection, node_id, direction, depth)
-        return graph.nodes, graph.edges
+            return lineage.walk(connection, node_id, direction, depth)
 
 
 def _milliseconds(*, hours: float) -> int:

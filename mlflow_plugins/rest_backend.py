@@ -16,8 +16,13 @@ import requests
 
 from governance import errors
 from governance.backend import PromotionRequest
-from governance.errors import GovernanceError, NotFoundError, UnreachableError
-from governance.lineage import Edge, Node, NodeKind, Relation
+from governance.errors import (
+    GovernanceError,
+    NotFoundError,
+    PromotionDeniedError,
+    UnreachableError,
+)
+from governance.lineage import Edge, Node, NodeKind, Relation, Subgraph
 from governance.records import Decision
 from governance.settings import Settings
 from mlflow_plugins.request_headers import GovernanceHeaderProvider
@@ -29,7 +34,7 @@ _TIMEOUT_S = 120.0
 _ERRORS_BY_CODE: dict[str, type[GovernanceError]] = {
     cls.code: cls
     for cls in (getattr(errors, name) for name in errors.__all__)
-    if cls not in (errors.PromotionDeniedError,)
+    if cls is not PromotionDeniedError  # it takes a decision
 }
 
 
@@ -125,16 +130,19 @@ class RestBackend:
         found = self._get("/ledger/entries", start=start, limit=limit)["entries"]
         return [(entry["index"], entry["event"].encode()) for entry in found]
 
-    def lineage(
-        self, node_id: str, *, direction: str, depth: int
-    ) -> tuple[Sequence[Node], Sequence[Edge]]:
+    def lineage(self, node_id: str, *, direction: str, depth: int) -> Subgraph:
         found = self._get("/lineage", node=node_id, direction=direction, depth=depth)
-        return (
-            [Node(n["id"], NodeKind(n["kind"]), n["attributes"]) for n in found["nodes"]],
-            [
+        return Subgraph(
+            root=found["root"],
+            direction=found["direction"],
+            nodes=tuple(
+                Node(n["id"], NodeKind(n["kind"]), n["attributes"]) for n in found["nodes"]
+            ),
+            edges=tuple(
                 Edge(e["source"], Relation(e["relation"]), e["target"], e["eventId"])
                 for e in found["edges"]
-            ],
+            ),
+            truncated=found["truncated"],
         )
 
     def resolve(self, name: str, version_or_alias: str) -> int:
@@ -176,18 +184,47 @@ def _error_of(response: requests.Response, uri: str) -> GovernanceError:
         document = response.json()
         code, message = str(document["error_code"]), str(document["message"])
         remedy = str(document.get("remedy", ""))
+        decision = Decision.from_dict(document["decision"]) if "decision" in document else None
     except (ValueError, KeyError, TypeError):
-        if response.status_code == 404:
-            return NotFoundError(
-                f"{uri} is not a governed server (no /api/3.0/chancery)",
-                "start it with --app-name governance",
-            )
-        return UnreachableError(f"{uri} answered {response.status_code}", "see the server's log")
-    cls = _ERRORS_BY_CODE.get(code, errors.RefusedError)
-    text = message.removeprefix(f"{code}: ")
-    if remedy:
-        text = text.removesuffix(f" Remedy: {remedy}")
-    return cls(text, remedy)
+        return _foreign_error(response, uri)
+    if decision is not None:
+        return PromotionDeniedError(decision)
+    prefix, _, rest = message.partition(": ")
+    if code not in _ERRORS_BY_CODE and prefix in _ERRORS_BY_CODE:
+        code = prefix  # the outermost middleware answers with MLflow's codes, and says ours
+    if code == prefix:
+        message = rest
+    if not remedy:
+        message, _, remedy = message.partition(" Remedy: ")
+    away = response.status_code >= 500
+    cls = _ERRORS_BY_CODE.get(code, UnreachableError if away else errors.RefusedError)
+    return cls(message.removesuffix(f" Remedy: {remedy}"), remedy)
+
+
+def _foreign_error(response: requests.Response, uri: str) -> GovernanceError:
+    """An answer that is not in our shape."""
+    if response.status_code == 404:
+        return NotFoundError(
+            f"{uri} is not a governed server (no /api/3.0/chancery)",
+            "start it with --app-name governance",
+        )
+    if response.status_code == 422:
+        return errors.RefusedError(
+            f"the server does not take the request: {_faults(response)}", "correct what it names"
+        )
+    return UnreachableError(f"{uri} answered {response.status_code}", "see the server's log")
+
+
+def _faults(response: requests.Response) -> str:
+    """FastAPI's list of what is wrong with a request, in one line."""
+    try:
+        found = [
+            f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}"
+            for one in response.json()["detail"]
+        ]
+    except (ValueError, KeyError, TypeError):
+        return response.reason
+    return "; ".join(found)
 
 
 def is_governed(uri: str, settings: Settings) -> bool:

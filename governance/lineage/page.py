@@ -16,7 +16,7 @@ from string import Template
 
 from governance.lineage.graph import Edge, Node, Subgraph
 from governance.lineage.layout import Box, Layout, lay_out
-from governance.lineage.render import FORWARD, KIND_LABELS, plain
+from governance.lineage.render import CUT, FORWARD, KIND_LABELS, SEE_MORE, plain
 
 __all__ = ["MAX_DRAWN", "as_html"]
 
@@ -66,9 +66,12 @@ def as_html(graph: Subgraph) -> str:
 def _warning(graph: Subgraph, drawn: int) -> str:
     notes = []
     if drawn < len(graph.nodes):
-        notes.append(f"Only the {drawn} nearest of {len(graph.nodes)} things are drawn.")
+        notes.append(
+            f"Only the {drawn} nearest of {len(graph.nodes)} things are drawn; the table below "
+            "has every step."
+        )
     if graph.truncated:
-        notes.append("More lies beyond the depth that was asked for.")
+        notes.append(f"{CUT} To see it, {SEE_MORE}.")
     return f'<p class="warning">{" ".join(notes)}</p>' if notes else ""
 
 

@@ -15,7 +15,22 @@ from rich.text import Text
 
 from governance.lineage.graph import Edge, Node, NodeKind, Relation, Subgraph
 
-__all__ = ["FORWARD", "KIND_LABELS", "TreeText", "as_json", "as_tree", "plain"]
+__all__ = [
+    "CUT",
+    "FORWARD",
+    "KIND_LABELS",
+    "SEE_MORE",
+    "TreeText",
+    "as_document",
+    "as_json",
+    "as_tree",
+    "plain",
+]
+
+CUT = "This graph was cut: more lies beyond the steps that were followed."
+SEE_MORE = (
+    "follow more steps with --depth (at most 50), or ask for the lineage of one of its last things"
+)
 
 KIND_LABELS: Mapping[NodeKind, str] = {
     NodeKind.DATASET: "dataset",
@@ -81,13 +96,14 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def as_json(graph: Subgraph) -> str:
-    """Indented JSON text, format ``chancery.lineage/v1``."""
-    document: dict[str, Any] = {
+def as_document(graph: Subgraph) -> dict[str, Any]:
+    """Format ``chancery.lineage/v1``; ``remedy`` says how to see more of a graph that was cut."""
+    return {
         "format": "chancery.lineage/v1",
         "root": graph.root,
         "direction": graph.direction,
         "truncated": graph.truncated,
+        "remedy": SEE_MORE if graph.truncated else "",
         "nodes": [
             {"id": n.id, "kind": n.kind.value, "attributes": dict(n.attributes)}
             for n in graph.nodes
@@ -102,7 +118,11 @@ def as_json(graph: Subgraph) -> str:
             for e in graph.edges
         ],
     }
-    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def as_json(graph: Subgraph) -> str:
+    """``as_document`` as indented text."""
+    return json.dumps(as_document(graph), indent=2, ensure_ascii=False)
 
 
 def as_tree(graph: Subgraph) -> TreeText:
@@ -144,11 +164,11 @@ def as_tree(graph: Subgraph) -> TreeText:
         children = steps.get(identifier, [])
         for position, (far, edge) in enumerate(reversed(children)):
             stack.append((far, edge, below, "└─ " if position == 0 else "├─ "))
-    if not steps:
+    if not steps and not graph.truncated:
         where = "an origin" if graph.direction == "up" else "an end"
         text.append(f"nothing lies further {graph.direction}: this is {where}\n", style="dim")
     if graph.truncated:
-        text.append("… more lies beyond the depth limit\n", style="dim")
+        text.append(f"… {CUT} To see it, {SEE_MORE}.\n", style="bold")
     text.right_crop(1)
     return TreeText(text)
 

@@ -17,7 +17,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from governance.backend import Backend
-from governance.errors import GovernanceError
+from governance.errors import GovernanceError, PromotionDeniedError
+from governance.lineage.render import as_document
 from mlflow_plugins.refusals import flush_all
 
 __all__ = ["API_PREFIXES", "error_response", "install"]
@@ -54,11 +55,11 @@ class TrustRootsBody(_Body):
 
 
 def error_response(error: GovernanceError) -> JSONResponse:
-    """MLflow's error shape."""
-    return JSONResponse(
-        {"error_code": error.code, "message": str(error), "remedy": error.remedy},
-        status_code=error.http_status,
-    )
+    """MLflow's error shape, with the remedy; a denied promotion has its decision."""
+    content = {"error_code": error.code, "message": str(error), "remedy": error.remedy}
+    if isinstance(error, PromotionDeniedError):
+        return JSONResponse({**content, "decision": error.decision.to_dict()}, error.http_status)
+    return JSONResponse(content, error.http_status)
 
 
 def build_router(backend: Callable[[], Backend]) -> APIRouter:
@@ -131,21 +132,7 @@ def build_router(backend: Callable[[], Backend]) -> APIRouter:
     def lineage(
         node: str, direction: str = "up", depth: Annotated[int, Query(ge=1, le=50)] = 20
     ) -> dict[str, Any]:
-        nodes, edges = backend().lineage(node, direction=direction, depth=depth)
-        return {
-            "nodes": [
-                {"id": n.id, "kind": str(n.kind), "attributes": dict(n.attributes)} for n in nodes
-            ],
-            "edges": [
-                {
-                    "source": e.source,
-                    "relation": str(e.relation),
-                    "target": e.target,
-                    "eventId": e.event_id,
-                }
-                for e in edges
-            ],
-        }
+        return as_document(backend().lineage(node, direction=direction, depth=depth))
 
     return router
 

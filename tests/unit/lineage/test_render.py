@@ -18,7 +18,7 @@ from rich.console import Console
 
 from governance.lineage import Edge, Node, NodeKind, Relation, Subgraph, as_html, as_json, as_tree
 from governance.lineage.layout import lay_out
-from governance.lineage.render import FORWARD, KIND_LABELS
+from governance.lineage.render import CUT, FORWARD, KIND_LABELS, SEE_MORE
 
 VERSION = Node("models:/fraud/3", NodeKind.MODEL_VERSION, {"rootDigest": "ab" * 32, "empty": ""})
 RUN = Node("runs:/9c1f", NodeKind.RUN, {"user": "maria"})
@@ -49,7 +49,7 @@ def test_the_tree_downwards() -> None:
         "dataset datasets:/train/5f3a",
         "└─ used to train run runs:/9c1f  event e2e2e2e2  user=maria",
         f"└─ produced model version models:/fraud/3  event e1e1e1e1  rootDigest={'ab' * 20}",
-        "… more lies beyond the depth limit",
+        f"… {CUT} To see it, {SEE_MORE}.",
     ]
 
 
@@ -102,6 +102,17 @@ def test_json() -> None:
         "target": RUN.id,
         "eventId": "e1" * 16,
     }
+
+
+def test_a_graph_that_was_cut_says_so_and_how_to_see_more() -> None:
+    cut = Subgraph(VERSION.id, "up", (VERSION,), (), truncated=True)
+    assert json.loads(as_json(cut))["truncated"] is True
+    for text in (str(as_tree(cut)), json.loads(as_json(cut))["remedy"], Page(as_html(cut)).text):
+        assert "--depth" in text
+    assert "this is an origin" not in str(as_tree(cut))
+    for text in (str(as_tree(UP)), as_json(UP), Page(as_html(UP)).text):
+        assert "--depth" not in text
+    assert (json.loads(as_json(UP))["truncated"], json.loads(as_json(UP))["remedy"]) == (False, "")
 
 
 class Page(HTMLParser):
@@ -202,7 +213,10 @@ def test_ten_thousand_nodes_are_cut_to_what_can_be_read() -> None:
     page = Page(as_html(graph))
     assert time.perf_counter() - started < 10
     assert page.count("g", "node") == 400
-    assert "Only the 400 nearest of 10000 things are drawn." in page.text
+    assert (
+        "Only the 400 nearest of 10000 things are drawn; the table below has every step."
+        in page.text
+    )
 
 
 def test_every_kind_and_relation_has_words() -> None:
