@@ -45,6 +45,7 @@ __all__ = [
     "ledger_state",
     "lineage_edges",
     "lineage_nodes",
+    "lineage_state",
     "metadata",
     "migrate",
     "migrations_at_head",
@@ -52,7 +53,6 @@ __all__ = [
     "nonces",
     "outbox",
     "sealed_artifacts",
-    "sealed_runs",
     "statements",
     "trust_roots",
     "versions",
@@ -82,8 +82,9 @@ versions = Table(
     Column("version", Integer, nullable=False),
     Column("source", Text, nullable=False),
     Column("artifact_uri", Text),
-    Column("logged_model_id", String(64)),
-    Column("run_id", String(64)),
+    Column("artifact_uri_digest", String(64), index=True),
+    Column("logged_model_id", String(64), index=True),
+    Column("run_id", String(64), index=True),
     Column("root_digest", String(64), index=True),
     Column("manifest_digest", String(64)),
     Column("manifest", Text),
@@ -97,15 +98,9 @@ versions = Table(
     Column("deleted_ms", BigInteger),
     UniqueConstraint("model_uid", "version", name="chancery_versions_model_version"),
 )
-"""``promoted_from``: the version that a version of a protected registered model is a copy of."""
-
-sealed_runs = Table(
-    "chancery_sealed_runs",
-    metadata,
-    Column("run_id", String(64), primary_key=True),
-    Column("version_uid", String(32), primary_key=True),
-)
-"""Runs behind registered versions; a run's seal closes when the run ends."""
+"""``promoted_from``: the version that a version of a protected registered model is a copy of.
+While a version lives, its run (once it ended), its artifact and its logged model are sealed.
+"""
 
 sealed_artifacts = Table(
     "chancery_sealed_artifacts",
@@ -114,7 +109,7 @@ sealed_artifacts = Table(
     Column("path", Text, nullable=False),
     Column("version_uid", String(32), primary_key=True),
 )
-"""Artifact locations behind registered versions (URI without a trailing slash)."""
+"""More that is sealed with a version: its run's artifacts (URI without a trailing slash)."""
 
 statements = Table(
     "chancery_statements",
@@ -203,6 +198,14 @@ lineage_edges = Table(
     Column("target_id", String(512), primary_key=True, index=True),
     Column("event_id", String(64), nullable=False),
 )
+
+lineage_state = Table(
+    "chancery_lineage_state",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("next_index", BigInteger, nullable=False),
+)
+"""One row: the first ledger entry that the lineage tables do not tell of yet."""
 
 outbox = Table(
     "chancery_outbox",

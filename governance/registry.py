@@ -15,11 +15,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.dml import ReturningInsert
 
 from governance.canonical import Manifest, sha256_hex
-from governance.database import models, sealed_artifacts, sealed_runs, versions
+from governance.database import models, sealed_artifacts, versions
 from governance.errors import NotFoundError
 from governance.records import Candidate
 
@@ -35,6 +36,7 @@ __all__ = [
     "mark_revoked",
     "mark_version_deleted",
     "model_uid",
+    "new_version_statement",
     "origin",
     "rename_model",
     "revocation",
@@ -49,6 +51,20 @@ __all__ = [
     "version_uid_behind_logged_model",
     "versions_of_run",
 ]
+
+
+# Built once: building a statement costs as much as running it on these paths.
+_LIVE_MODEL_UID = select(models.c.model_uid).where(
+    models.c.name == bindparam("model_name"), models.c.deleted_ms.is_(None)
+)
+_RUN_RECORD = select(versions.c.run_record).where(versions.c.version_uid == bindparam("uid"))
+_VERSION = select(versions, models.c.name).join(models, models.c.model_uid == versions.c.model_uid)
+_LIVE_VERSION = _VERSION.where(
+    models.c.name == bindparam("model_name"),
+    models.c.deleted_ms.is_(None),
+    versions.c.version == bindparam("number"),
+    versions.c.deleted_ms.is_(None),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +96,16 @@ class NewVersion:
     promoted_from: str | None = None
 
 
-def add_model(connection: Connection, name: str, now_ms: int) -> str:
+def add_model(connection: Connection, name: str, now_ms: int, *, uid: str | None = None) -> str:
     """Record a new incarnation; its ``model_uid``."""
-    uid = uuid.uuid4().hex
+    uid = uid or uuid.uuid4().hex
     connection.execute(insert(models).values(model_uid=uid, name=name, created_ms=now_ms))
     return uid
 
 
 def model_uid(connection: Connection, name: str) -> str | None:
     """The live incarnation of a registered model."""
-    return connection.execute(
-        select(models.c.model_uid).where(models.c.name == name, models.c.deleted_ms.is_(None))
-    ).scalar_one_or_none()
+    return connection.execute(_LIVE_MODEL_UID, {"model_name": name}).scalar_one_or_none()
 
 
 def rename_model(connection: Connection, old: str, new: str) -> None:
@@ -112,41 +126,65 @@ def mark_model_deleted(connection: Connection, name: str, now_ms: int) -> None:
     )
 
 
-def add_version(connection: Connection, new: NewVersion, now_ms: int) -> str:
-    """Record a version and seal its run and artifacts; its ``version_uid``.
+def new_version_statement(*also: ColumnElement[Any]) -> ReturningInsert[Any]:
+    """The statement that ``add_version`` runs; it returns what else the caller needs to know."""
+    live = _LIVE_MODEL_UID.scalar_subquery()
+    return (
+        insert(versions)
+        .values(model_uid=func.coalesce(live, bindparam("adopted_uid")))
+        .returning(versions.c.model_uid, *also)
+    )
+
+
+def add_version(
+    connection: Connection,
+    new: NewVersion,
+    now_ms: int,
+    *,
+    statement: ReturningInsert[Any] = new_version_statement(),  # noqa: B008
+    **also: object,
+) -> tuple[str, Row[Any]]:
+    """Record a version, which seals its artifact, and its run once that ends.
 
     A registered model that was there before governance came is adopted on its first version.
+
+    Args:
+        connection: The change's own.
+        new: The version.
+        now_ms: Time of the registration.
+        statement: From ``new_version_statement``.
+        **also: Parameters of what the statement returns besides.
+
+    Returns:
+        ``version_uid``, and the row that the statement returned.
     """
-    parent = model_uid(connection, new.name) or add_model(connection, new.name, now_ms)
-    uid = uuid.uuid4().hex
-    connection.execute(
-        insert(versions).values(
-            version_uid=uid,
-            model_uid=parent,
-            version=new.version,
-            source=new.source,
-            artifact_uri=new.artifact_uri,
-            logged_model_id=new.logged_model_id,
-            run_id=new.run_id,
-            root_digest=new.manifest.root_digest if new.manifest else None,
-            manifest_digest=new.manifest.manifest_digest if new.manifest else None,
-            manifest=new.manifest.to_json().decode() if new.manifest else None,
-            digest_error=new.digest_error,
-            promoted_from=new.promoted_from,
-            registered_by=new.registered_by,
-            created_ms=now_ms,
-        )
-    )
-    if new.run_id:
-        connection.execute(insert(sealed_runs).values(run_id=new.run_id, version_uid=uid))
-    if new.artifact_uri:
-        digest = sha256_hex(new.artifact_uri.encode())
-        connection.execute(
-            insert(sealed_artifacts).values(
-                path_digest=digest, path=new.artifact_uri, version_uid=uid
-            )
-        )
-    return uid
+    uid, adopted = uuid.uuid4().hex, uuid.uuid4().hex
+    manifest, uri = new.manifest, new.artifact_uri
+    row = connection.execute(
+        statement,
+        {
+            "model_name": new.name,
+            "adopted_uid": adopted,
+            "version_uid": uid,
+            "version": new.version,
+            "source": new.source,
+            "artifact_uri": uri,
+            "artifact_uri_digest": sha256_hex(uri.encode()) if uri else None,
+            "logged_model_id": new.logged_model_id,
+            "run_id": new.run_id,
+            "root_digest": manifest.root_digest if manifest else None,
+            "manifest_digest": manifest.manifest_digest if manifest else None,
+            "manifest": manifest.to_json().decode() if manifest else None,
+            "digest_error": new.digest_error,
+            "promoted_from": new.promoted_from,
+            "registered_by": new.registered_by,
+            "created_ms": now_ms,
+            **also,
+        },
+    ).one()
+    if row.model_uid == adopted:
+        add_model(connection, new.name, now_ms, uid=adopted)
+    return uid, row
 
 
 def seal_artifact(connection: Connection, version_uid: str, uri: str) -> None:
@@ -209,9 +247,7 @@ def set_run_record(connection: Connection, version_uid: str, record: str) -> Non
 
 def run_record(connection: Connection, version_uid: str) -> str | None:
     """The run's record (canonical JSON) as of its end; None while the run goes on."""
-    return connection.execute(
-        select(versions.c.run_record).where(versions.c.version_uid == version_uid)
-    ).scalar_one_or_none()
+    return connection.execute(_RUN_RECORD, {"uid": version_uid}).scalar_one_or_none()
 
 
 def set_digest(connection: Connection, version_uid: str, manifest: Manifest) -> None:
@@ -234,16 +270,7 @@ def candidate(connection: Connection, name: str, version: int) -> Candidate:
     Raises:
         NotFoundError: there is none that governance knows.
     """
-    row = connection.execute(
-        select(versions, models.c.name)
-        .join(models, models.c.model_uid == versions.c.model_uid)
-        .where(
-            models.c.name == name,
-            models.c.deleted_ms.is_(None),
-            versions.c.version == version,
-            versions.c.deleted_ms.is_(None),
-        )
-    ).one_or_none()
+    row = connection.execute(_LIVE_VERSION, {"model_name": name, "number": version}).one_or_none()
     if row is None:
         raise NotFoundError(
             f"models:/{name}/{version} is not a governed model version",
@@ -282,11 +309,7 @@ def copies_of(connection: Connection, name: str) -> list[str]:
 
 
 def candidates_of(connection: Connection, version_uids: Collection[str]) -> list[Candidate]:
-    rows = connection.execute(
-        select(versions, models.c.name)
-        .join(models, models.c.model_uid == versions.c.model_uid)
-        .where(versions.c.version_uid.in_(version_uids))
-    )
+    rows = connection.execute(_VERSION.where(versions.c.version_uid.in_(version_uids)))
     return [_to_candidate(row) for row in rows]
 
 
@@ -319,10 +342,9 @@ def sealed_among(connection: Connection, run_ids: Collection[str]) -> dict[str, 
     if not run_ids:
         return {}
     rows = connection.execute(
-        select(sealed_runs.c.run_id, models.c.name, versions.c.version)
-        .join(versions, versions.c.version_uid == sealed_runs.c.version_uid)
+        select(versions.c.run_id, models.c.name, versions.c.version)
         .join(models, models.c.model_uid == versions.c.model_uid)
-        .where(sealed_runs.c.run_id.in_(run_ids), versions.c.deleted_ms.is_(None))
+        .where(versions.c.run_id.in_(run_ids), versions.c.deleted_ms.is_(None))
     )
     return {row.run_id: f"models:/{row.name}/{row.version}" for row in rows}
 
@@ -337,21 +359,24 @@ def seal_reason_for_artifact(connection: Connection, uri: str, *, whole_tree: bo
     """
     parts = uri.split("/")
     above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
-    condition: ColumnElement[bool] = sealed_artifacts.c.path_digest.in_(
-        [sha256_hex(p.encode()) for p in above]
-    )
+    digests = [sha256_hex(path.encode()) for path in above]
+    own: ColumnElement[bool] = versions.c.artifact_uri_digest.in_(digests)
+    further: ColumnElement[bool] = sealed_artifacts.c.path_digest.in_(digests)
     if whole_tree:
         below = f"{uri}/"
-        condition = condition | (func.substr(sealed_artifacts.c.path, 1, len(below)) == below)
-    row = connection.execute(
+        own = or_(own, func.substr(versions.c.artifact_uri, 1, len(below)) == below)
+        further = or_(further, func.substr(sealed_artifacts.c.path, 1, len(below)) == below)
+    live = (
         select(models.c.name, versions.c.version)
-        .select_from(sealed_artifacts)
-        .join(versions, versions.c.version_uid == sealed_artifacts.c.version_uid)
         .join(models, models.c.model_uid == versions.c.model_uid)
-        .where(condition, versions.c.deleted_ms.is_(None))
-        .limit(1)
-    ).one_or_none()
-    return None if row is None else f"it belongs to models:/{row.name}/{row.version}"
+        .where(versions.c.deleted_ms.is_(None))
+    )
+    sealed_with = select(sealed_artifacts.c.version_uid).where(further)
+    for query in (live.where(own), live.where(versions.c.version_uid.in_(sealed_with))):
+        row = connection.execute(query.limit(1)).one_or_none()
+        if row is not None:
+            return f"it belongs to models:/{row.name}/{row.version}"
+    return None
 
 
 def revoked_reason(connection: Connection, model_uid: str, version: int) -> str | None:
@@ -373,11 +398,7 @@ def revocation(connection: Connection, version_uid: str) -> tuple[str, int] | No
     uid: str | None = version_uid
     while uid is not None and uid not in seen:
         seen.add(uid)
-        row = connection.execute(
-            select(versions, models.c.name)
-            .join(models, models.c.model_uid == versions.c.model_uid)
-            .where(versions.c.version_uid == uid)
-        ).one_or_none()
+        row = connection.execute(_VERSION.where(versions.c.version_uid == uid)).one_or_none()
         if row is None:
             return None
         if row.revoked_reason is not None:

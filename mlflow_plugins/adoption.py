@@ -7,17 +7,15 @@ nobody can tell. An adopted version has no approvals, so it enters no protected 
 from __future__ import annotations
 
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+from mlflow.store.tracking.dbmodels.models import SqlLoggedModel
 from sqlalchemy import select
 
-from governance import lineage, registry
+from governance import registry
 from governance.errors import NotFoundError
 from governance.events import AuditEvent, EventName
-from governance.identity import current_actor
-from governance.lineage import Edge
-from mlflow_plugins import evidence
 from mlflow_plugins.artifacts import location_of, read_manifest
-from mlflow_plugins.governor import Governor, now_ms
-from mlflow_plugins.registry_guard import PendingVersion, version_lineage
+from mlflow_plugins.governor import Governor
+from mlflow_plugins.registry_guard import PendingVersion, register_version
 
 __all__ = ["adopt"]
 
@@ -44,42 +42,29 @@ def adopt(governor: Governor, name: str, version: int) -> None:
                 raise
         else:
             return
-    uri = row.storage_location or row.source
-    manifest, problem = read_manifest(uri)
-    logged = row.source.removeprefix("models:/") if "models:/m-" in row.source else None
-    found = PendingVersion(location_of(uri), logged, manifest, problem)
-    event = AuditEvent.now(
-        EventName.VERSION_REGISTERED,
-        f"models:/{name}/{version}",
-        {
-            "adopted": True,
-            "rootDigest": manifest.root_digest if manifest else "",
-            "manifestDigest": manifest.manifest_digest if manifest else "",
-        },
-    )
+    manifest, problem = read_manifest(row.storage_location or row.source)
+    logged_model = row.source.removeprefix("models:/") if "models:/m-" in row.source else None
     with governor.engine.begin() as connection:
-        uid = registry.add_version(
-            connection,
-            registry.NewVersion(
-                name=name,
-                version=version,
-                source=row.source,
-                artifact_uri=found.artifact_uri,
-                logged_model_id=logged,
-                run_id=row.run_id or None,
-                manifest=manifest,
-                digest_error=problem,
-                registered_by=current_actor().id,
-            ),
-            now_ms(),
+        source_run = select(SqlLoggedModel.source_run_id).where(
+            SqlLoggedModel.model_id == logged_model
         )
-        if row.run_id:
-            evidence.close_run(connection, row.run_id, [uid])
-        nodes, edges = version_lineage(
+        found = PendingVersion(
+            location_of(row.storage_location or row.source),
+            logged_model,
+            manifest,
+            problem,
+            connection.execute(source_run).scalar_one_or_none(),
+        )
+        data = register_version(
             connection,
-            SqlModelVersion(name=name, version=version, source=row.source, run_id=row.run_id),
             found,
+            name=name,
+            version=version,
+            source=row.source,
+            run_id=row.run_id or None,
         )
-        lineage.record(connection, nodes, [Edge(a, r, b, event.id) for a, r, b in edges])
+        event = AuditEvent.now(
+            EventName.VERSION_REGISTERED, f"models:/{name}/{version}", {"adopted": True, **data}
+        )
         governor.ledger.record(connection, event)
     governor.ledger.cover(event.id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from mlflow.store.tracking.dbmodels.models import (
@@ -22,7 +22,7 @@ from mlflow.store.tracking.dbmodels.models import (
     SqlRun,
     SqlTag,
 )
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.engine import Connection
 
 from governance import registry
@@ -30,9 +30,25 @@ from governance.canonical import canonical_json
 from governance.records import Candidate, MetricEvidence
 from mlflow_plugins.artifacts import location_of
 
-__all__ = ["TERMINAL_STATUSES", "RunFacts", "model_metrics", "run_facts", "run_record"]
+__all__ = [
+    "TERMINAL_STATUSES",
+    "RunFacts",
+    "close_run",
+    "model_metrics",
+    "run_artifacts",
+    "run_facts",
+    "run_inputs",
+    "run_record",
+]
 
 TERMINAL_STATUSES = frozenset({"FINISHED", "FAILED", "KILLED"})
+
+_MODEL_METRICS = select(
+    SqlLoggedModelMetric.metric_name,
+    SqlLoggedModelMetric.metric_value,
+    SqlLoggedModelMetric.metric_timestamp_ms,
+    SqlLoggedModelMetric.run_id,
+).where(SqlLoggedModelMetric.model_id == bindparam("model"))
 
 
 def run_record(connection: Connection, run_id: str, *, status: str | None = None) -> bytes:
@@ -147,14 +163,7 @@ def model_metrics(connection: Connection, candidate: Candidate) -> tuple[MetricE
     """Metrics on the logged model: its own run's are ``logged_model``, others' ``evaluation``."""
     if candidate.logged_model_id is None:
         return ()
-    rows = connection.execute(
-        select(
-            SqlLoggedModelMetric.metric_name,
-            SqlLoggedModelMetric.metric_value,
-            SqlLoggedModelMetric.metric_timestamp_ms,
-            SqlLoggedModelMetric.run_id,
-        ).where(SqlLoggedModelMetric.model_id == candidate.logged_model_id)
-    ).all()
+    rows = connection.execute(_MODEL_METRICS, {"model": candidate.logged_model_id}).all()
     return tuple(
         MetricEvidence(
             name=row.metric_name,
@@ -175,11 +184,18 @@ def run_artifacts(connection: Connection, run_id: str) -> str | None:
     return location_of(uri) if uri else None
 
 
-def close_run(connection: Connection, run_id: str, version_uids: Iterable[str]) -> bytes:
+def close_run(connection: Connection, run_id: str, version_uids: Collection[str]) -> bytes:
     """The run has ended: keep its record with the versions it made, seal its artifacts."""
     record = run_record(connection, run_id)
+    location = run_artifacts(connection, run_id) if version_uids else None
     for uid in version_uids:
         registry.set_run_record(connection, uid, record.decode())
-        if location := run_artifacts(connection, run_id):
+        if location:
             registry.seal_artifact(connection, uid, location)
     return record
+
+
+def run_inputs(record: bytes) -> dict[str, list[str]]:
+    """What the run was trained on, for its audit event: data sets and models, where it has any."""
+    document = json.loads(record)
+    return {key: document[key] for key in ("datasets", "modelInputs") if document[key]}

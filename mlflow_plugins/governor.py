@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import Connection
 
-from governance import registry
+from governance import lineage, registry
 from governance.database import connect, migrate
 from governance.errors import (
     ConfigurationError,
@@ -73,7 +74,8 @@ class Governor:
         with cls._lock:
             if key not in cls._instances:
                 governor = cls(uri, Settings.load(uri))
-                governor.ledger.start_background(1.0)
+                follow = partial(lineage.catch_up, governor.engine)
+                governor.ledger.start_background(1.0, then=follow)
                 cls._instances[key] = governor
             return cls._instances[key]
 

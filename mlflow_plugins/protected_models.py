@@ -24,7 +24,7 @@ from governance.gates.policy import Policy
 from governance.records import Candidate
 from mlflow_plugins.governor import Governor
 
-__all__ = ["admit_copy", "refuse_protected_rename"]
+__all__ = ["admit_copy", "governed_version", "refuse_protected_rename"]
 
 
 def admit_copy(
@@ -33,6 +33,7 @@ def admit_copy(
     row: SqlModelVersion,
     environment: str,
     manifest: Manifest | None,
+    unreadable: str | None,
 ) -> tuple[Candidate, str]:
     """Let a new version of a protected registered model be made.
 
@@ -42,6 +43,7 @@ def admit_copy(
         row: The new version.
         environment: The environment that the model's name means.
         manifest: The files of the new version, as they were read just now.
+        unreadable: Why they could not be.
 
     Returns:
         The version it is a copy of, and the id of the statement that one was let in by.
@@ -51,7 +53,7 @@ def admit_copy(
         RefusedError: it is no copy of a governed version, or of other bytes.
     """
     subject = f"models:/{row.name}/{row.version}"
-    source = _source(connection, row.source or "")
+    source = governed_version(connection, row.source or "")
     if source is None:
         raise RefusedError(
             f"{row.name} is a registered model of {environment}, which takes copies of approved "
@@ -63,7 +65,7 @@ def admit_copy(
     if manifest is None or manifest.manifest_digest != source.manifest_digest:
         raise RefusedError(
             f"the files for {subject} "
-            + ("cannot be read" if manifest is None else f"are not those of {source.uri}"),
+            + (f"are not those of {source.uri}" if manifest else f"are not known: {unreadable}"),
             "find out who changed the artifact store; register the model again in another model, "
             f"`chancery request` that version --to {environment}, and copy it then",
             subject=subject,
@@ -74,8 +76,8 @@ def admit_copy(
     return source, statement
 
 
-def _source(connection: Connection, uri: str) -> Candidate | None:
-    """The governed version that a source names, read as MLflow reads it."""
+def governed_version(connection: Connection, uri: str) -> Candidate | None:
+    """The governed version that a source (``models:/name/version``) names, as MLflow reads it."""
     if not uri.startswith("models:/"):
         return None
     try:

@@ -25,7 +25,8 @@ from mlflow.store.model_registry.dbmodels.models import (
     SqlRegisteredModelTag,
     SqlWebhook,
 )
-from sqlalchemy import Delete, Insert, Update, select
+from mlflow.store.tracking.dbmodels.models import SqlRun
+from sqlalchemy import Delete, Insert, Update, bindparam, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
@@ -34,29 +35,48 @@ from governance.canonical import Manifest
 from governance.errors import RefusedError, ReservedError
 from governance.events import AuditEvent, EventName
 from governance.identity import current_actor
-from governance.lineage import Edge, Node, NodeKind, Relation
-from governance.lineage import record as record_lineage
-from mlflow_plugins.evidence import TERMINAL_STATUSES, close_run
+from mlflow_plugins.evidence import TERMINAL_STATUSES, close_run, run_artifacts, run_inputs
 from mlflow_plugins.governor import now_ms
-from mlflow_plugins.protected_models import admit_copy, refuse_protected_rename
+from mlflow_plugins.protected_models import admit_copy, governed_version, refuse_protected_rename
 from mlflow_plugins.session_guard import Guard, changed, old_value
 
-__all__ = ["RESERVED_PREFIX", "PendingVersion", "RegistryGuard", "pending_version"]
+__all__ = [
+    "RESERVED_PREFIX",
+    "PendingVersion",
+    "RegistryGuard",
+    "pending_version",
+    "register_version",
+]
 
 RESERVED_PREFIX = "chancery."
 """Registry tags whose keys begin so (in any letter case) are refused: evidence is never a tag."""
 
 _GATED_TABLES = frozenset({"registered_models", "model_versions", "registered_model_aliases"})
 
+_RUN_STATUS = select(SqlRun.status).where(SqlRun.run_uuid == bindparam("run")).scalar_subquery()
+_NEW_VERSION = registry.new_version_statement(_RUN_STATUS.label("run_status"))
+_SOURCE = select(SqlModelVersion.source).where(
+    SqlModelVersion.name == bindparam("model_name"), SqlModelVersion.version == bindparam("number")
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PendingVersion:
-    """What ``create_model_version`` found out about the artifact before its transaction."""
+    """What ``create_model_version`` found out about the artifact before its transaction.
+
+    Attributes:
+        artifact_uri: Where the files lie (``location_of``).
+        logged_model_id: The logged model whose files they are.
+        manifest: The files.
+        digest_error: Why they could not be read.
+        source_run_id: The run that logged the logged model.
+    """
 
     artifact_uri: str | None
     logged_model_id: str | None
     manifest: Manifest | None
     digest_error: str | None
+    source_run_id: str | None = None
 
 
 pending_version: ContextVar[PendingVersion | None] = ContextVar(
@@ -188,7 +208,12 @@ class RegistryGuard(Guard):
         if environment is not None:
             found = pending_version.get()
             source, statement = admit_copy(
-                self.governor, connection, row, environment.name, found.manifest if found else None
+                self.governor,
+                connection,
+                row,
+                environment.name,
+                found.manifest if found else None,
+                found.digest_error if found else "they were not read",
             )
             data["environment"] = environment.name
             data["statementId"] = statement
@@ -298,7 +323,6 @@ class RegistryGuard(Guard):
         events = []
         for change in changes:
             data = dict(change.data)
-            lineage: tuple[list[Node], list[tuple[str, Relation, str]]] = ([], [])
             match change.name:
                 case EventName.MODEL_CREATED:
                     data["modelUid"] = registry.add_model(connection, change.row.name, now_ms())
@@ -311,119 +335,90 @@ class RegistryGuard(Guard):
                         connection, change.row.name, int(change.row.version), now_ms()
                     )
                 case EventName.VERSION_REGISTERED if not data.get("prompt"):
-                    lineage = self._register(connection, change.row, data)
-                case EventName.PROMOTION_GRANTED:
-                    lineage = _granted_lineage(change)
-            event = AuditEvent.now(change.name, change.subject, data)
-            nodes, edges = lineage
-            if nodes:
-                record_lineage(connection, nodes, [Edge(a, r, b, event.id) for a, r, b in edges])
-            events.append(event)
+                    data |= _register(connection, change.row, data.get("promotedFromUid"))
+            events.append(AuditEvent.now(change.name, change.subject, data))
         return events
 
-    def _register(
-        self, connection: Connection, row: SqlModelVersion, data: dict[str, Any]
-    ) -> tuple[list[Node], list[tuple[str, Relation, str]]]:
-        found = pending_version.get() or PendingVersion(
-            None, None, None, "the artifact was not read at registration"
-        )
-        run_id = row.run_id or None
-        uid = registry.add_version(
-            connection,
-            registry.NewVersion(
-                name=row.name,
-                version=int(row.version),
-                source=row.source or "",
-                artifact_uri=found.artifact_uri,
-                logged_model_id=found.logged_model_id,
-                run_id=run_id,
-                manifest=found.manifest,
-                digest_error=found.digest_error,
-                registered_by=current_actor().id,
-                promoted_from=data.get("promotedFromUid"),
-            ),
-            now_ms(),
-        )
-        data["versionUid"] = uid
-        data["rootDigest"] = found.manifest.root_digest if found.manifest else ""
-        data["manifestDigest"] = found.manifest.manifest_digest if found.manifest else ""
-        data["loggedModelId"] = found.logged_model_id or ""
-        if found.digest_error:
-            data["digestError"] = found.digest_error
-        if run_id and _run_ended(connection, run_id):
-            close_run(connection, run_id, [uid])
-        return version_lineage(connection, row, found)
+
+def _register(
+    connection: Connection, row: SqlModelVersion, promoted_from: str | None
+) -> dict[str, Any]:
+    found = pending_version.get() or PendingVersion(
+        None, None, None, "the artifact was not read at registration"
+    )
+    return register_version(
+        connection,
+        found,
+        name=row.name,
+        version=int(row.version),
+        source=row.source or "",
+        run_id=row.run_id or None,
+        promoted_from=promoted_from,
+    )
+
+
+def register_version(
+    connection: Connection,
+    found: PendingVersion,
+    *,
+    name: str,
+    version: int,
+    source: str,
+    run_id: str | None,
+    promoted_from: str | None = None,
+) -> dict[str, Any]:
+    """Make a version known to governance; what its audit event says of it."""
+    manifest, claimed_run = found.manifest, run_id
+    if run_id and not _came_from(connection, run_id, found, source):
+        run_id = None
+    uid, row = registry.add_version(
+        connection,
+        registry.NewVersion(
+            name=name,
+            version=version,
+            source=source,
+            artifact_uri=found.artifact_uri,
+            logged_model_id=found.logged_model_id,
+            run_id=run_id,
+            manifest=manifest,
+            digest_error=found.digest_error,
+            registered_by=current_actor().id,
+            promoted_from=promoted_from,
+        ),
+        now_ms(),
+        statement=_NEW_VERSION,
+        run=run_id,
+    )
+    data: dict[str, Any] = {
+        "source": source,
+        "runId": run_id or "",
+        "loggedModelId": found.logged_model_id or "",
+        "versionUid": uid,
+        "rootDigest": manifest.root_digest if manifest else "",
+        "manifestDigest": manifest.manifest_digest if manifest else "",
+    }
+    if found.digest_error:
+        data["digestError"] = found.digest_error
+    if run_id != claimed_run:
+        data["claimedRunId"] = claimed_run
+    if run_id and row.run_status in TERMINAL_STATUSES:
+        data |= run_inputs(close_run(connection, run_id, [uid]))
+    return data
+
+
+def _came_from(connection: Connection, run_id: str, found: PendingVersion, source: str) -> bool:
+    """Whether the files came from the run that the client names.
+
+    A client may name any run. Its metrics are evidence for the files that it logged, no others.
+    """
+    if found.source_run_id == run_id:
+        return True
+    if original := governed_version(connection, source):
+        return original.run_id == run_id
+    root = run_artifacts(connection, run_id)
+    return root is not None and f"{found.artifact_uri}/".startswith(f"{root}/")
 
 
 def _is_prompt(connection: Connection, name: str, version: int) -> bool:
-    source = connection.execute(
-        select(SqlModelVersion.source).where(
-            SqlModelVersion.name == name, SqlModelVersion.version == version
-        )
-    ).scalar_one_or_none()
-    return source in _PROMPT_SOURCE_PLACEHOLDERS
-
-
-def _run_ended(connection: Connection, run_id: str) -> bool:
-    from mlflow.store.tracking.dbmodels.models import SqlRun
-
-    status = connection.execute(
-        select(SqlRun.status).where(SqlRun.run_uuid == run_id)
-    ).scalar_one_or_none()
-    return status in TERMINAL_STATUSES
-
-
-def version_lineage(
-    connection: Connection, row: SqlModelVersion, found: PendingVersion
-) -> tuple[list[Node], list[tuple[str, Relation, str]]]:
-    """Nodes and edges that a registration adds: version, logged model, run, datasets, parents."""
-    from mlflow.store.tracking.dbmodels.models import SqlDataset, SqlInput
-
-    version = f"models:/{row.name}/{row.version}"
-    digest = found.manifest.root_digest if found.manifest else ""
-    nodes = [Node(version, NodeKind.MODEL_VERSION, {"rootDigest": digest})]
-    edges: list[tuple[str, Relation, str]] = []
-    child = version
-    if found.logged_model_id:
-        logged = f"models:/{found.logged_model_id}"
-        nodes.append(Node(logged, NodeKind.LOGGED_MODEL, {}))
-        edges.append((version, Relation.REGISTERED_FROM, logged))
-        child = logged
-    source = row.source or ""
-    if source.startswith("models:/") and source != f"models:/{found.logged_model_id}":
-        nodes.append(Node(source, NodeKind.MODEL_VERSION, {}))
-        edges.append((version, Relation.COPIED_FROM, source))
-    if row.run_id:
-        run = f"runs:/{row.run_id}"
-        nodes.append(Node(run, NodeKind.RUN, {}))
-        edges.append((child, Relation.PRODUCED_BY, run))
-        datasets = connection.execute(
-            select(SqlDataset.name, SqlDataset.digest, SqlDataset.dataset_source_type)
-            .join(SqlInput, SqlInput.source_id == SqlDataset.dataset_uuid)
-            .where(SqlInput.destination_type == "RUN", SqlInput.destination_id == row.run_id)
-        ).all()
-        for dataset in datasets:
-            node = f"datasets:/{dataset.name}/{dataset.digest}"
-            nodes.append(Node(node, NodeKind.DATASET, {"sourceType": dataset.dataset_source_type}))
-            edges.append((run, Relation.TRAINED_ON, node))
-        parents = connection.execute(
-            select(SqlInput.destination_id).where(
-                SqlInput.source_type == "RUN_INPUT", SqlInput.source_id == row.run_id
-            )
-        ).scalars()
-        for parent in parents:
-            nodes.append(Node(f"models:/{parent}", NodeKind.LOGGED_MODEL, {}))
-            edges.append((run, Relation.DERIVED_FROM, f"models:/{parent}"))
-    return nodes, edges
-
-
-def _granted_lineage(
-    change: _Change,
-) -> tuple[list[Node], list[tuple[str, Relation, str]]]:
-    model = change.subject.removeprefix("models:/").rpartition("/")[0]
-    environment = f"environments:/{change.data['environment']}/{model}"
-    nodes = [
-        Node(change.subject, NodeKind.MODEL_VERSION, {}),
-        Node(environment, NodeKind.ENVIRONMENT, {}),
-    ]
-    return nodes, [(environment, Relation.PROMOTED_BY, change.subject)]
+    source = connection.execute(_SOURCE, {"model_name": name, "number": version})
+    return source.scalar_one_or_none() in _PROMPT_SOURCE_PLACEHOLDERS

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+from mlflow.entities import LoggedModel
 from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
 from mlflow.exceptions import MlflowException
+from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS
 from mlflow.server.constants import READ_REPLICA_BACKEND_STORE_URI_ENV_VAR
 from mlflow.store.artifact.utils.models import _parse_model_uri
 from mlflow.store.db.utils import _get_managed_session_maker, _get_routing_session_maker
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
-from sqlalchemy import select
+from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import sessionmaker
 
@@ -31,7 +36,35 @@ __all__ = [
     "governor_of",
     "read_replica",
     "refuse_workspaces",
+    "remember_logged_model",
 ]
+
+_logged_models: ContextVar[dict[str, LoggedModel] | None] = ContextVar(
+    "chancery_logged_models", default=None
+)
+
+
+@contextmanager
+def remembered_logged_models() -> Iterator[None]:
+    """Within, the governed tracking store reads each logged model once.
+
+    Registration needs its location before MLflow asks for it, and both must get the same answer.
+    """
+    token = _logged_models.set({})
+    try:
+        yield
+    finally:
+        _logged_models.reset(token)
+
+
+def remember_logged_model(model_id: str, read: Callable[[], LoggedModel]) -> LoggedModel:
+    """What ``read`` gives, or gave before in the same registration."""
+    known = _logged_models.get()
+    if known is None:
+        return read()
+    if model_id not in known:
+        known[model_id] = read()
+    return known[model_id]
 
 
 def refuse_workspaces() -> None:
@@ -82,11 +115,12 @@ class GovernedRegistryStore(SqlAlchemyStore):
 
     def create_model_version(self, name: str, source: str, *args: Any, **kwargs: Any) -> Any:
         """As MLflow's; the artifact is digested before the transaction begins."""
-        token = pending_version.set(self._inspect(source, kwargs.get("model_id")))
-        try:
-            return super().create_model_version(name, source, *args, **kwargs)
-        finally:
-            pending_version.reset(token)
+        with remembered_logged_models():
+            token = pending_version.set(self._inspect(source, kwargs.get("model_id")))
+            try:
+                return super().create_model_version(name, source, *args, **kwargs)
+            finally:
+                pending_version.reset(token)
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         """As MLflow's, which answers 400 when two clients set a new alias at the same moment.
@@ -101,31 +135,29 @@ class GovernedRegistryStore(SqlAlchemyStore):
             super().set_registered_model_alias(name, alias, version)
 
     def _inspect(self, source: str, model_id: str | None) -> PendingVersion | None:
-        from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS
-
+        """Digest what lies at the location that MLflow will store for ``source``."""
         if source in _PROMPT_SOURCE_PLACEHOLDERS:
             return None
-        uri = source
-        if source.startswith("models:/"):
-            parsed = _parse_model_uri(source)
-            if parsed.model_id is not None:
-                model_id = parsed.model_id
-            elif parsed.name and parsed.version:
-                uri = super().get_model_version_download_uri(parsed.name, parsed.version)
-        if model_id is not None:
-            uri = self._location_of_logged_model(model_id)
-        manifest, problem = read_manifest(uri)
-        return PendingVersion(location_of(uri), model_id, manifest, problem)
-
-    def _location_of_logged_model(self, model_id: str) -> str:
-        """One statement when tracking lives in this database; MLflow asks for the rest itself."""
-        from mlflow.store.tracking.dbmodels.models import SqlLoggedModel
-        from mlflow.tracking import MlflowClient
-
-        query = select(SqlLoggedModel.artifact_location).where(SqlLoggedModel.model_id == model_id)
-        with self.governor.engine.connect() as connection:
-            location = connection.execute(query).scalar_one_or_none()
-        return str(location or MlflowClient().get_logged_model(model_id).artifact_location)
+        named = _parse_model_uri(source) if source.startswith("models:/") else None
+        model_id = (named.model_id if named else None) or model_id
+        uri, model = source, None
+        try:
+            if named and named.name and named.version:
+                uri = super().get_model_version_download_uri(named.name, named.version)
+            if model_id:
+                model = MlflowClient().get_logged_model(model_id)
+                if named and named.model_id:
+                    uri = model.artifact_location
+        except MlflowException as error:  # MLflow itself will say so in a moment
+            return PendingVersion(None, None, None, error.message)
+        location = location_of(uri)
+        if model and location != location_of(model.artifact_location):
+            problem = f"{uri} is not where the files of logged model {model_id} lie"
+            return PendingVersion(location, None, None, problem)
+        manifest, unreadable = read_manifest(uri)
+        return PendingVersion(
+            location, model_id, manifest, unreadable, model.source_run_id if model else None
+        )
 
     def get_model_version_download_uri(self, name: str, version: str) -> Any:
         """As MLflow's; a revoked version's is refused to every client."""

@@ -30,7 +30,7 @@ from governance import registry
 from governance.canonical import sha256_hex
 from governance.errors import SealedError
 from governance.events import AuditEvent, EventName
-from mlflow_plugins.evidence import TERMINAL_STATUSES, close_run
+from mlflow_plugins.evidence import TERMINAL_STATUSES, close_run, run_inputs
 from mlflow_plugins.session_guard import Guard, changed, old_value
 
 __all__ = ["TrackingGuard"]
@@ -217,7 +217,9 @@ class TrackingGuard(Guard):
             elif change.name is EventName.RUN_FINISHED:
                 run_id = change.row.run_uuid
                 made = registry.versions_of_run(connection, run_id)
-                data["recordDigest"] = sha256_hex(close_run(connection, run_id, made))
+                record = close_run(connection, run_id, made)
+                data["recordDigest"] = sha256_hex(record)
+                data |= run_inputs(record)
             events.append(AuditEvent.now(change.name, subject, data))
         return events
 

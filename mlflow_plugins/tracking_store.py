@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+from mlflow.entities import LoggedModel
 from mlflow.server.constants import ARTIFACT_ROOT_ENV_VAR
 from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -17,6 +19,7 @@ from mlflow_plugins.registry_store import (
     governor_of,
     read_replica,
     refuse_workspaces,
+    remember_logged_model,
 )
 from mlflow_plugins.tracking_guard import TrackingGuard
 
@@ -46,6 +49,13 @@ class GovernedTrackingStore(SqlAlchemyStore):
     def _initialize_store_state(self) -> None:
         govern_sessions(self, TrackingGuard(self.governor))
         super()._initialize_store_state()
+
+    def get_logged_model(self, model_id: str, *args: Any, **kwargs: Any) -> LoggedModel:
+        """As MLflow's; once for all who ask in the same registration."""
+        read = super().get_logged_model
+        if args or kwargs:
+            return read(model_id, *args, **kwargs)
+        return remember_logged_model(model_id, lambda: read(model_id))
 
 
 def build(store_uri: str, artifact_uri: str | None) -> GovernedTrackingStore:

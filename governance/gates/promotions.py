@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
@@ -42,6 +42,31 @@ __all__ = [
     "release_clearances",
     "standing",
 ]
+
+# Built once: each runs in the transaction of every gated change.
+_EPOCH = select(epochs.c.epoch).where(
+    epochs.c.model_uid == bindparam("model"), epochs.c.environment == bindparam("to")
+)
+_APPROVALS = (
+    select(approvals.c.bundle, approvals.c.person)
+    .where(approvals.c.statement_id == bindparam("statement"))
+    .order_by(approvals.c.created_ms)
+)
+_STATEMENTS = (
+    select(statements, clearances.c.epoch.label("cleared_epoch"))
+    .outerjoin(clearances, clearances.c.statement_id == statements.c.statement_id)
+    .where(
+        statements.c.version_uid == bindparam("candidate"),
+        statements.c.environment == bindparam("to"),
+    )
+    .order_by(statements.c.created_ms.desc())
+    .limit(50)
+)
+_CLEARED = (
+    select(clearances.c.environment)
+    .where(clearances.c.version_uid == bindparam("candidate"))
+    .distinct()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +101,8 @@ class Standing:
 
 def current_epoch(connection: Connection, model_uid: str, environment: str) -> int:
     """Promotions into the environment so far (0: none)."""
-    found = connection.execute(
-        select(epochs.c.epoch).where(
-            epochs.c.model_uid == model_uid, epochs.c.environment == environment
-        )
-    ).scalar_one_or_none()
+    parameters = {"model": model_uid, "to": environment}
+    found = connection.execute(_EPOCH, parameters).scalar_one_or_none()
     return 0 if found is None else int(found)
 
 
@@ -149,11 +171,7 @@ def list_statements(
 
 
 def _load(connection: Connection, row: Row[Any]) -> StoredStatement:
-    found = connection.execute(
-        select(approvals.c.bundle, approvals.c.person)
-        .where(approvals.c.statement_id == row.statement_id)
-        .order_by(approvals.c.created_ms)
-    ).all()
+    found = connection.execute(_APPROVALS, {"statement": row.statement_id}).all()
     payload = bytes(row.payload)
     if statement_id(payload) != row.statement_id:
         raise SignatureError(f"the stored statement {row.statement_id[:12]} was altered")
@@ -204,14 +222,7 @@ def standing(
     """The best usable statement: the occupant's own, else the open one with most approvers."""
     epoch = current_epoch(connection, candidate.model_uid, environment)
     rows = connection.execute(
-        select(statements, clearances.c.epoch.label("cleared_epoch"))
-        .outerjoin(clearances, clearances.c.statement_id == statements.c.statement_id)
-        .where(
-            statements.c.version_uid == candidate.version_uid,
-            statements.c.environment == environment,
-        )
-        .order_by(statements.c.created_ms.desc())
-        .limit(50)
+        _STATEMENTS, {"candidate": candidate.version_uid, "to": environment}
     ).all()
     best: Standing | None = None
     notes: list[str] = []
@@ -316,13 +327,7 @@ def grant(connection: Connection, stored: StoredStatement, *, now_ms: int) -> in
 
 def cleared_environments(connection: Connection, candidate: Candidate) -> frozenset[str]:
     """Environments this very version was ever let into."""
-    return frozenset(
-        connection.execute(
-            select(clearances.c.environment)
-            .where(clearances.c.version_uid == candidate.version_uid)
-            .distinct()
-        ).scalars()
-    )
+    return frozenset(connection.execute(_CLEARED, {"candidate": candidate.version_uid}).scalars())
 
 
 def release_clearances(

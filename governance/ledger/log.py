@@ -20,11 +20,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from threading import Event, Lock, Thread
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, func, insert, select, text
+from sqlalchemy import Connection, Dialect, Engine, Select, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from governance.canonical import parse_json
 from governance.database import checkpoints, ledger_entries, ledger_state, outbox
@@ -48,7 +50,7 @@ from governance.signing.keys import Signer
 __all__ = ["Entry", "Ledger"]
 
 _log = logging.getLogger(__name__)
-_RECORD = insert(outbox)
+_RECORD = insert(outbox).inline()
 _ENTRY = select(
     ledger_entries.c.idx,
     ledger_entries.c.event_id,
@@ -77,6 +79,12 @@ class Entry:
         """The CloudEvents object."""
         parsed: dict[str, Any] = parse_json(self.leaf)
         return parsed
+
+
+@lru_cache
+def _record_command(dialect: Dialect) -> SQLCompiler:
+    """The insert as the driver takes it: every change pays for it, so it is compiled once."""
+    return _RECORD.compile(dialect=dialect, column_keys=["event_id", "leaf"])
 
 
 class Ledger:
@@ -138,7 +146,14 @@ class Ledger:
 
     def record(self, connection: Connection, event: AuditEvent) -> str:
         """Put an event into the outbox, in the caller's transaction; returns the event's id."""
-        connection.execute(_RECORD, {"event_id": event.id, "leaf": event.to_leaf()})
+        command = _record_command(connection.dialect)
+        values: dict[str, Any] = {"event_id": event.id, "leaf": event.to_leaf()}
+        connection.exec_driver_sql(
+            command.string,
+            tuple(values[key] for key in command.positiontup or ())
+            if command.positional
+            else values,
+        )
         return event.id
 
     def sequence(self) -> int:
@@ -262,22 +277,31 @@ class Ledger:
                 if not self._healthy:
                     self._countersign()
 
-    def start_background(self, interval_s: float = 1.0) -> None:
-        """Sequence events that nobody waits for, in a daemon thread."""
+    def start_background(
+        self, interval_s: float = 1.0, then: Callable[[], object] | None = None
+    ) -> None:
+        """Sequence events that nobody waits for, in a daemon thread.
+
+        Args:
+            interval_s: Pause between two rounds.
+            then: Called after each round, for views of the ledger that follow it.
+        """
         if self._thread is None or not self._thread.is_alive():
             self._stop.clear()
             self._thread = Thread(
-                target=self._run, args=(interval_s,), name="chancery-ledger", daemon=True
+                target=self._run, args=(interval_s, then), name="chancery-ledger", daemon=True
             )
             self._thread.start()
 
-    def _run(self, interval_s: float) -> None:
+    def _run(self, interval_s: float, then: Callable[[], object] | None) -> None:
         while not self._stop.wait(interval_s * random.uniform(0.8, 1.2)):
             try:
                 if self.pending():
                     self.sequence()
                 else:
                     self.ensure_witnessed()
+                if then is not None:
+                    then()
             except (GovernanceError, SQLAlchemyError) as error:  # told again to whoever waits
                 _log.warning("the ledger could not be brought up to date: %s", error)
 

@@ -243,6 +243,42 @@ def test_metrics_below_the_threshold_are_refused_at_the_request(
     scenario.promote(good, "challenger", "staging")
 
 
+def test_a_good_runs_metrics_are_no_evidence_for_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients may name any run and any logged model when they register files."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "version: 1\n"
+        "metrics: {accuracy: {goal: maximize}}\n"
+        "environments:\n"
+        "  - name: staging\n"
+        "    aliases: [challenger]\n"
+        "    requires:\n"
+        "      metrics: [{name: accuracy, min: 0.9}]\n"
+    )
+    monkeypatch.setenv("CHANCERY_POLICY", str(policy))
+    scenario = Scenario.local(tmp_path)
+    good, bad = scenario.train(accuracy=0.95), scenario.train(accuracy=0.5)
+    files = scenario.model_folder(bad).as_uri()
+    run_id = scenario.client.get_model_version("fraud", str(good)).run_id
+    source = scenario.client.get_model_version("fraud", str(good)).source
+    model_id = source.removeprefix("models:/")
+    claims = [
+        scenario.client.create_model_version("fraud", files, run_id=run_id),
+        scenario.client.create_model_version("fraud", files, run_id=run_id, model_id=model_id),
+        scenario.client.create_model_version("fraud", f"models:/fraud/{bad}", run_id=run_id),
+    ]
+    for claim in claims:
+        with pytest.raises(PromotionDeniedError, match="accuracy"):
+            scenario.request(int(claim.version), "staging")
+    told = [e["data"].get("claimedRunId") for e in scenario.events() if "source" in e["data"]]
+    assert told[-3:] == [run_id] * 3
+    # The files that the run did log are its own, wherever they are registered again.
+    again = scenario.client.create_model_version("fraud", f"models:/fraud/{good}", run_id=run_id)
+    assert scenario.request(int(again.version), "staging").statement_id
+
+
 def test_prompts_work_untouched(scenario: Scenario) -> None:
     mlflow.genai.register_prompt(name="greet", template="Hello {{name}}")
     mlflow.genai.set_prompt_alias("greet", alias="production", version=1)

@@ -165,7 +165,7 @@ def test_a_copy_of_files_that_are_gone_is_refused(scenario: Scenario) -> None:
     scenario.clear(version, "prod")
     folder = scenario.model_folder(version)
     folder.rename(folder.with_name("gone"))
-    assert "cannot be read" in str(refused_copy(scenario, version))
+    assert "cannot read the files" in str(refused_copy(scenario, version))
 
 
 def test_a_copy_cannot_name_one_version_and_another_ones_files(scenario: Scenario) -> None:
@@ -175,7 +175,7 @@ def test_a_copy_cannot_name_one_version_and_another_ones_files(scenario: Scenari
     scenario.client.create_registered_model("prod.fraud")
     with pytest.raises(MlflowException) as error:
         scenario.client.create_model_version("prod.fraud", f"models:/fraud/{good}", model_id=other)
-    assert "are not those of" in str(governed(error))
+    assert f"is not where the files of logged model {other} lie" in str(governed(error))
 
 
 def test_files_tampered_with_after_the_copy_do_not_load(scenario: Scenario) -> None:
