@@ -18,6 +18,7 @@ Example::
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ __all__ = [
     "Manifest",
     "canonical_json",
     "digest_directory",
+    "open_regular_file",
     "parse_json",
     "sha256_hex",
 ]
@@ -196,15 +199,34 @@ def _walk(root: Path, prefix: str) -> Iterator[str]:
                 yield path
 
 
-def _digest_file(root: Path, path: str) -> FileDigest:
+def open_regular_file(file: Path, path: str) -> FileIO:
+    """Open a file for reading, without following a link or waiting for a pipe's writer.
+
+    Args:
+        file: Where it is.
+        path: What an error calls it.
+
+    Raises:
+        TamperedError: it is a symbolic link or a special file.
+    """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(root / path, flags)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise TamperedError(f"{path} is not a regular file")
+    try:
+        opened = FileIO(os.open(file, flags))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise TamperedError(f"{path} is a symbolic link") from error
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise TamperedError(f"{path} is not a regular file")
+    return opened
+
+
+def _digest_file(root: Path, path: str) -> FileDigest:
+    with open_regular_file(root / path, path) as file:
         digest = hashlib.sha256()
         size = 0
-        buffer = bytearray(min(_CHUNK, os.fstat(descriptor).st_size + 1))
+        buffer = bytearray(min(_CHUNK, os.fstat(file.fileno()).st_size + 1))
         view = memoryview(buffer)
         while count := file.readinto(buffer):
             digest.update(view[:count])

@@ -2,8 +2,8 @@
 
 MLflow's loaders (``mlflow.pyfunc``, every flavour, ``mlflow models serve``) fetch a model through
 this repository before they unpickle anything. The files go to a private directory first; the
-digest is taken of those very bytes while they are copied; manifest, signatures, trust roots and
-revocation are checked; only then is the path handed out. Whatever is wrong refuses the load, with
+digest is taken of the bytes that lie there; manifest, signatures, trust roots and revocation are
+checked; only then is the path handed out. Whatever is wrong refuses the load, with
 a distinct error: tampered, unsigned, untrusted key, revoked, expired, unreachable.
 
 A registry that is not governed is served as MLflow always did, unless it was governed before (the
@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
 from governance.backend import Backend
-from governance.canonical import IGNORED_FILES, FileDigest, Manifest, digest_directory
+from governance.canonical import Manifest, digest_directory
 from governance.errors import (
     GovernanceError,
     TamperedError,
@@ -41,12 +40,11 @@ from governance.signing.release import Release, VerifiedLoad, verify_release
 from mlflow_plugins.backend import open_backend
 from mlflow_plugins.exceptions import to_mlflow
 from mlflow_plugins.governor import now_ms
+from mlflow_plugins.private_copy import copy_and_digest, copy_file
 from mlflow_plugins.rest_backend import is_governed
 from mlflow_plugins.strict_mode import verified_access
 
-__all__ = ["VerifiedModelsArtifactRepository", "copy_and_digest", "verify_directory"]
-
-_CHUNK = 4 << 20
+__all__ = ["VerifiedModelsArtifactRepository", "verify_directory"]
 
 
 class VerifiedModelsArtifactRepository(ModelsArtifactRepository):
@@ -160,52 +158,6 @@ def _completed(partial: Manifest, artifact_path: str, release: Release) -> Manif
     part = artifact_path.strip("/")
     others = [f for f in registered.files if f.path != part and not f.path.startswith(f"{part}/")]
     return Manifest.of([*others, *partial.files])
-
-
-def copy_and_digest(source: Path, target: Path, *, prefix: str = "") -> Manifest:
-    """Copy a directory and digest the bytes that were copied, in one pass.
-
-    Raises:
-        TamperedError: a symbolic link or special file is in it.
-        FileNotFoundError: ``source`` does not exist.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    files: list[FileDigest] = []
-    for entry in sorted(os.scandir(source), key=lambda e: e.name):
-        path = f"{prefix}/{entry.name}" if prefix else entry.name
-        if entry.is_symlink():
-            raise TamperedError(f"{path} is a symbolic link; a model holds regular files only")
-        if entry.is_dir(follow_symlinks=False):
-            files += copy_and_digest(Path(entry.path), target / entry.name, prefix=path).files
-        elif path not in IGNORED_FILES:
-            files.append(copy_file(Path(entry.path), target / entry.name, path))
-    return Manifest.of(files)
-
-
-def copy_file(source: Path, target: Path, path: str) -> FileDigest:
-    """Copy one file and digest what was copied; the writing runs beside the hashing."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    size = 0
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
-    with os.fdopen(descriptor, "rb", buffering=0) as reader, open(target, "xb", 0) as writer:
-        buffers = (bytearray(_CHUNK), bytearray(_CHUNK))
-        with ThreadPoolExecutor(1) as pool:
-            turn = 0
-            while count := reader.readinto(buffers[turn]):
-                chunk = memoryview(buffers[turn])[:count]
-                written = pool.submit(_write_all, writer, chunk)
-                digest.update(chunk)
-                size += count
-                written.result()
-                turn = 1 - turn
-    return FileDigest(path, size, digest.hexdigest())
-
-
-def _write_all(writer: Any, chunk: memoryview) -> None:
-    while chunk:
-        chunk = chunk[writer.write(chunk) :]
 
 
 def _hand_over(path: Path, private: Path, destination: Path, artifact_path: str) -> Path:

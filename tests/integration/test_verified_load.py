@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from sqlalchemy import delete, update
 from governance.canonical import digest_directory
 from governance.database import approvals, connect, versions
 from governance.settings import plain_database_uri
-from mlflow_plugins.artifact_repository import copy_and_digest
 from tests.scenario import FEATURES, Scenario
 
 
@@ -249,16 +247,6 @@ def test_missing_files_are_named(scenario: Scenario) -> None:
     with pytest.raises(MlflowException) as error:
         load(f"models:/fraud/{version}")
     assert code_of(error) in ("TAMPERED", "UNREACHABLE")
-
-
-def test_copy_and_digest_agrees_with_digest_directory(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    (source / "deep" / "deeper").mkdir(parents=True)
-    (source / "empty").write_bytes(b"")
-    (source / "deep" / "big").write_bytes(os.urandom(9 << 20))
-    (source / "deep" / "deeper" / "small").write_bytes(b"x")
-    copied = copy_and_digest(source, tmp_path / "copy")
-    assert copied == digest_directory(source) == digest_directory(tmp_path / "copy")
 
 
 def test_the_command_verifies_and_refuses(scenario: Scenario) -> None:
