@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +25,7 @@ from governance.errors import (
     RevokedError,
     UntrustedKeyError,
     VerificationError,
+    WitnessError,
 )
 from governance.events import AuditEvent, EventName
 from governance.gates import promotions
@@ -32,7 +33,7 @@ from governance.gates.decide import decide
 from governance.gates.promotions import StoredStatement
 from governance.identity import ProofLevel, current_actor
 from governance.ledger import export_ledger
-from governance.lineage import Edge, Node, NodeKind, Relation, Subgraph
+from governance.lineage import Subgraph
 from governance.records import Approval, Candidate, Decision
 from governance.signing import trust
 from governance.signing.dsse import parse_bundle, verify_bundle
@@ -136,15 +137,6 @@ class LocalBackend:
                 now_ms=now,
             )
             self.governor.ledger.record(connection, event)
-            node = f"statements:/{identifier}"
-            lineage.record(
-                connection,
-                [
-                    Node(node, NodeKind.STATEMENT, {"environment": target.name}),
-                    Node(candidate.uri, NodeKind.MODEL_VERSION, {}),
-                ],
-                [Edge(node, Relation.REQUESTED_FOR, candidate.uri, event.id)],
-            )
         self.governor.ledger.cover(event.id)
         return _to_request(stored)
 
@@ -240,16 +232,6 @@ class LocalBackend:
                 },
             )
             self.governor.ledger.record(connection, event)
-            statement_node = f"statements:/{stored.statement_id}"
-            approval_node = f"approvals:/{stored.statement_id[:16]}/{parsed.keyid[:16]}"
-            lineage.record(
-                connection,
-                [
-                    Node(approval_node, NodeKind.APPROVAL, {"person": person.id}),
-                    Node(statement_node, NodeKind.STATEMENT, {"environment": said.to_environment}),
-                ],
-                [Edge(approval_node, Relation.APPROVES, statement_node, event.id)],
-            )
             after = promotions.find_statement(connection, stored.statement_id)
         self.governor.ledger.cover(event.id)
         return _to_request(after)
@@ -431,6 +413,10 @@ class LocalBackend:
         return [(e.index, e.leaf) for e in self.governor.ledger.entries(start, limit)]
 
     def lineage(self, node_id: str, *, direction: str, depth: int) -> Subgraph:
+        with suppress(WitnessError):  # what is not countersigned yet is lineage all the same
+            if self.governor.ledger.pending():
+                self.governor.ledger.sequence()
+        lineage.catch_up(self.governor.engine)
         with self.governor.engine.connect() as connection:
             return lineage.walk(connection, node_id, direction, depth)
 
