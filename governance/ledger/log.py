@@ -24,7 +24,7 @@ from functools import lru_cache
 from threading import Event, Lock, Thread
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, Select, func, insert, select, text
+from sqlalchemy import Connection, Dialect, Engine, bindparam, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -57,6 +57,7 @@ _ENTRY = select(
     ledger_entries.c.leaf,
     ledger_entries.c.leaf_hash,
 )
+_INDEX = select(ledger_entries.c.idx).where(ledger_entries.c.event_id == bindparam("event"))
 _NEWEST = (
     select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
 )
@@ -114,7 +115,7 @@ class Ledger:
         self.witness = witness
         self._clock = clock
         self._work = Lock()  # one thread sequences for all that wait
-        self._witnessed = 0  # size known to be countersigned
+        self._covered: frozenset[str] = frozenset()  # events of the last batch that was covered
         self._healthy = False  # whether the last countersigning here succeeded
         self._stop = Event()
         self._thread: Thread | None = None
@@ -213,7 +214,6 @@ class Ledger:
                 if self._seen() == seen:
                     raise
                 continue  # another process was quicker
-        self._witnessed = size
         self._healthy = True
 
     def _seen(self) -> Checkpoint:
@@ -232,19 +232,17 @@ class Ledger:
         """
         try:
             with self._work:
-                index, size = self._index(event_id)
-                if index is not None and index < self._witnessed <= size:
+                if event_id in self._covered:
                     return  # whoever held the lock before did it
-                last, found = None, index is not None
-                if not found:
-                    last, _, found = self._sequence(event_id)
+                last, _, found = self._sequence(event_id)
                 # Another process may have been quicker.
-                if not found and self._index(event_id)[0] is None:
+                if not found and not self._has(event_id):
                     raise LedgerError(
                         f"event {event_id} is neither pending nor in the ledger",
                         "cover an event only after its transaction has been committed",
                     )
                 self._countersign(last)
+                self._covered = frozenset(last.event_ids if last else ())
         except WitnessError as error:
             raise WitnessError(
                 _COMMITTED.format(event_id, "countersigned", error.message),
@@ -256,14 +254,9 @@ class Ledger:
                 "see to the database; then run `chancery ledger checkpoint`",
             ) from error
 
-    def _index(self, event_id: str) -> tuple[int | None, int]:
-        """Where the event is, and the size of the newest checkpoint."""
-        index = select(ledger_entries.c.idx).where(ledger_entries.c.event_id == event_id)
-        newest = select(func.max(checkpoints.c.size))
-        query: Select[Any] = select(index.scalar_subquery(), newest.scalar_subquery())
+    def _has(self, event_id: str) -> bool:
         with self.engine.connect() as connection:
-            found, size = connection.execute(query).one()
-        return found, size or 0
+            return connection.execute(_INDEX, {"event": event_id}).scalar() is not None
 
     def ensure_witnessed(self) -> None:
         """Refuse to go on while the witness is down; free unless the last attempt failed.

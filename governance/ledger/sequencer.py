@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
 
 from governance.database import checkpoints, ledger_entries, ledger_nodes, ledger_state, outbox
 from governance.errors import LedgerTamperedError, VerificationError
@@ -36,9 +36,21 @@ __all__ = ["BATCH", "Sequenced", "sequence_batch"]
 BATCH = 10_000
 _KEPT = 256  # largest batch whose nodes are handed on: someone may be waiting for it
 
-_LOCK = update(ledger_state).where(ledger_state.c.id == 1).values(size=ledger_state.c.size)
-_STATE = select(ledger_state.c.origin, ledger_state.c.size).where(ledger_state.c.id == 1)
-_PENDING = select(outbox.c.event_id, outbox.c.leaf).order_by(outbox.c.outbox_id)
+_LOCK = (
+    update(ledger_state)
+    .where(ledger_state.c.id == 1)
+    .values(size=ledger_state.c.size)
+    .returning(ledger_state.c.origin, ledger_state.c.size)
+)
+_OLDEST = select(outbox.c.outbox_id).order_by(outbox.c.outbox_id).limit(bindparam("batch"))
+_TAKE = (
+    delete(outbox)
+    .where(outbox.c.outbox_id.in_(_OLDEST))
+    .returning(outbox.c.outbox_id, outbox.c.event_id, outbox.c.leaf)
+)
+_NEWEST = select(checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
+_CHECKPOINT = insert(checkpoints)
+_GROW = update(ledger_state).where(ledger_state.c.id == 1).values(size=bindparam("grown"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +77,11 @@ def sequence_batch(
     Raises:
         LedgerTamperedError: the stored tree is not the one of the last checkpoint.
     """
-    connection.execute(_LOCK)  # must come first, see the module
-    rows = connection.execute(_PENDING.limit(batch)).all()
-    if not rows:
+    origin, size = connection.execute(_LOCK).one()  # must come first, see the module
+    taken = sorted(tuple(row) for row in connection.execute(_TAKE, {"batch": batch}))
+    if not taken:
         return None
-    origin, size = connection.execute(_STATE).one()
+    rows = [(event_id, leaf) for _, event_id, leaf in taken]
     frontier = read_peaks(connection, size)
     _check_last(connection, Checkpoint(origin, size, fold(frontier)), signer.public_key_pem)
 
@@ -93,19 +105,10 @@ def sequence_batch(
     new = Checkpoint(origin, size + len(rows), fold(frontier))
     note = sign_checkpoint(new, signer)
     connection.execute(
-        insert(checkpoints).values(
-            size=new.size, note=note, created_ms=int(clock().timestamp() * 1000)
-        )
+        _CHECKPOINT,
+        {"size": new.size, "note": note, "created_ms": int(clock().timestamp() * 1000)},
     )
-    connection.execute(update(ledger_state).where(ledger_state.c.id == 1).values(size=new.size))
-    # Exactly the rows that are now entries: others may have been committed since they were read.
-    connection.execute(
-        delete(outbox).where(
-            outbox.c.event_id.in_(
-                select(ledger_entries.c.event_id).where(ledger_entries.c.idx >= size)
-            )
-        )
-    )
+    connection.execute(_GROW, {"grown": new.size})
     return Sequenced([row[0] for row in rows], new, note, nodes)
 
 
@@ -136,9 +139,7 @@ def _insert_many(connection: Connection, table: Table, rows: Sequence[tuple[obje
 
 
 def _check_last(connection: Connection, tree: Checkpoint, log_public_key: str) -> None:
-    note = connection.execute(
-        select(checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
-    ).scalar()
+    note = connection.execute(_NEWEST).scalar()
     try:
         last = (
             Checkpoint(tree.origin, 0, EMPTY_ROOT)
