@@ -26,6 +26,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class FileDigest:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """The files of a model directory, in the order of their paths."""
 
@@ -139,7 +140,7 @@ class Manifest:
     def of(cls, files: Iterable[FileDigest]) -> Manifest:
         return cls(tuple(sorted(files)))
 
-    @property
+    @cached_property
     def root_digest(self) -> str:
         """OMS root digest (hex)."""
         digest = hashlib.sha256()
@@ -147,12 +148,17 @@ class Manifest:
             digest.update(bytes.fromhex(file.sha256))
         return digest.hexdigest()
 
-    @property
+    @cached_property
     def manifest_digest(self) -> str:
         """SHA-256 (hex) of ``to_json``."""
-        return sha256_hex(self.to_json())
+        return sha256_hex(self._json)
 
     def to_json(self) -> bytes:
+        """RFC 8785, format ``chancery.manifest/v1``."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> bytes:
         return canonical_json(
             {
                 "format": "chancery.manifest/v1",
@@ -198,31 +204,32 @@ def digest_directory(root: Path) -> Manifest:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a directory")
-    paths = sorted(_walk(root, ""))
+    files = sorted(_walk(str(root), ""))
     # hashlib releases the interpreter lock for large buffers, so threads use the cores; for a few
     # small files, starting them would take longer than the hashing.
-    if sum((root / path).stat().st_size for path in paths) < _CHUNK:
-        return Manifest.of(_digest_file(root, path) for path in paths)
+    if sum(size for _, _, size in files) < _CHUNK:
+        return Manifest.of(_digest_file(*file) for file in files)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return Manifest.of(pool.map(lambda path: _digest_file(root, path), paths))
+        return Manifest.of(pool.map(lambda file: _digest_file(*file), files))
 
 
-def _walk(root: Path, prefix: str) -> Iterator[str]:
-    with os.scandir(root / prefix if prefix else root) as entries:
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, str, int]]:
+    """(path below the root, where it is, size in bytes now) of every file."""
+    with os.scandir(folder) as entries:
         for entry in entries:
-            path = f"{prefix}/{entry.name}" if prefix else entry.name
+            path = prefix + entry.name
             if entry.is_symlink():
                 raise TamperedError(
                     f"{path} is a symbolic link; a model directory holds regular files only",
                     "log the file itself instead of a link to it",
                 )
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(root, path)
+                yield from _walk(entry.path, f"{path}/")
             elif path not in IGNORED_FILES:
-                yield path
+                yield path, entry.path, entry.stat(follow_symlinks=False).st_size
 
 
-def open_regular_file(file: Path, path: str) -> FileIO:
+def open_regular_file(file: Path | str, path: str) -> FileIO:
     """Open a file for reading, without following a link or waiting for a pipe's writer.
 
     Args:
@@ -245,13 +252,13 @@ def open_regular_file(file: Path, path: str) -> FileIO:
     return opened
 
 
-def _digest_file(root: Path, path: str) -> FileDigest:
-    with open_regular_file(root / path, path) as file:
+def _digest_file(path: str, file: str, expected: int) -> FileDigest:
+    with open_regular_file(file, path) as opened:
         digest = hashlib.sha256()
         size = 0
-        buffer = bytearray(min(_CHUNK, os.fstat(file.fileno()).st_size + 1))
+        buffer = bytearray(min(_CHUNK, expected + 1))
         view = memoryview(buffer)
-        while count := file.readinto(buffer):
+        while count := opened.readinto(buffer):
             digest.update(view[:count])
             size += count
     return FileDigest(path, size, digest.hexdigest())

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.sql.dml import ReturningInsert
 
 from governance.canonical import Manifest, sha256_hex
-from governance.database import models, sealed_artifacts, versions
+from governance.database import execute_compiled, models, sealed_artifacts, versions
 from governance.errors import NotFoundError
 from governance.records import Candidate
 
@@ -160,7 +160,8 @@ def add_version(
     """
     uid, adopted = uuid.uuid4().hex, uuid.uuid4().hex
     manifest, uri = new.manifest, new.artifact_uri
-    row = connection.execute(
+    row = execute_compiled(
+        connection,
         statement,
         {
             "model_name": new.name,

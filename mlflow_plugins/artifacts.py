@@ -17,7 +17,7 @@ from governance.canonical import Manifest, digest_directory
 from governance.errors import GovernanceError
 from mlflow_plugins.strict_mode import verified_access
 
-__all__ = ["location_of", "read_manifest", "resolve_proxied"]
+__all__ = ["location_of", "read_manifest", "read_manifest_at", "resolve_proxied"]
 
 _logger = logging.getLogger(__name__)
 
@@ -44,11 +44,14 @@ def read_manifest(uri: str) -> tuple[Manifest | None, str | None]:
 
     Local directories are read in place, others are downloaded to a private directory first.
     """
-    location = location_of(uri)
+    return read_manifest_at(location_of(uri))
+
+
+def read_manifest_at(location: str) -> tuple[Manifest | None, str | None]:
+    """Like ``read_manifest``, for what ``location_of`` gave."""
     try:
         if is_local_uri(location):
-            path = Path(location)
-            return _checked(digest_directory(path))
+            return _checked(digest_directory(Path(location)))
         with tempfile.TemporaryDirectory(prefix="chancery-digest-") as private:
             with verified_access():
                 found = get_artifact_repository(location).download_artifacts("", dst_path=private)
@@ -57,7 +60,7 @@ def read_manifest(uri: str) -> tuple[Manifest | None, str | None]:
         return None, str(error)
     except (MlflowException, OSError, ValueError) as error:
         _logger.warning("cannot digest %s: %s", location, error)
-        return None, f"the server cannot read the files at {uri} ({type(error).__name__})"
+        return None, f"the server cannot read the files at {location} ({type(error).__name__})"
 
 
 def _checked(manifest: Manifest) -> tuple[Manifest | None, str | None]:

@@ -23,7 +23,7 @@ from sqlalchemy.orm import sessionmaker
 from governance import registry
 from governance.errors import ConfigurationError, GovernanceError, RevokedError
 from governance.settings import plain_database_uri
-from mlflow_plugins.artifacts import location_of, read_manifest
+from mlflow_plugins.artifacts import location_of, read_manifest_at
 from mlflow_plugins.exceptions import to_mlflow
 from mlflow_plugins.governor import Governor
 from mlflow_plugins.registry_guard import PendingVersion, RegistryGuard, pending_version
@@ -151,10 +151,11 @@ class GovernedRegistryStore(SqlAlchemyStore):
         except MlflowException as error:  # MLflow itself will say so in a moment
             return PendingVersion(None, None, None, error.message)
         location = location_of(uri)
-        if model and location != location_of(model.artifact_location):
+        own = model is None or uri == model.artifact_location
+        if model and not own and location != location_of(model.artifact_location):
             problem = f"{uri} is not where the files of logged model {model_id} lie"
             return PendingVersion(location, None, None, problem)
-        manifest, unreadable = read_manifest(uri)
+        manifest, unreadable = read_manifest_at(location)
         return PendingVersion(
             location, model_id, manifest, unreadable, model.source_run_id if model else None
         )

@@ -20,16 +20,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from threading import Event, Lock, Thread
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, bindparam, func, insert, select, text
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from governance.canonical import parse_json
-from governance.database import checkpoints, ledger_entries, ledger_state, outbox
+from governance.database import (
+    checkpoints,
+    execute_compiled,
+    ledger_entries,
+    ledger_state,
+    outbox,
+)
 from governance.errors import (
     GovernanceError,
     LedgerError,
@@ -80,12 +84,6 @@ class Entry:
         """The CloudEvents object."""
         parsed: dict[str, Any] = parse_json(self.leaf)
         return parsed
-
-
-@lru_cache
-def _record_command(dialect: Dialect) -> SQLCompiler:
-    """The insert as the driver takes it: every change pays for it, so it is compiled once."""
-    return _RECORD.compile(dialect=dialect, column_keys=["event_id", "leaf"])
 
 
 class Ledger:
@@ -147,14 +145,8 @@ class Ledger:
 
     def record(self, connection: Connection, event: AuditEvent) -> str:
         """Put an event into the outbox, in the caller's transaction; returns the event's id."""
-        command = _record_command(connection.dialect)
-        values: dict[str, Any] = {"event_id": event.id, "leaf": event.to_leaf()}
-        connection.exec_driver_sql(
-            command.string,
-            tuple(values[key] for key in command.positiontup or ())
-            if command.positional
-            else values,
-        )
+        row = {"event_id": event.id, "leaf": event.to_leaf()}
+        execute_compiled(connection, _RECORD, row)
         return event.id
 
     def sequence(self) -> int:
