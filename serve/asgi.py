@@ -1,0 +1,307 @@
+"""The listener's application: MLflow's routes as plain ASGI, over a port that answers requests.
+
+::
+
+    POST /invocations   → ``submit(body, headers)``
+    GET  /ping, /health → 200 while ``healthy()``, else 503
+    GET  /version       → MLflow's version
+    GET  /metrics       → what ``metrics()`` gives; 404 without it
+
+Everything else is answered in the words of ``mlflow models serve``: 404, 405, and a redirect for a
+trailing slash. It knows no model: a router or a scorer stands behind ``submit``.
+
+A client cannot take more memory than it is given: no more of a body is kept once it is, or says it
+will be, too large (413); all bodies together have a budget (503 beyond it); a body that comes too
+slowly ends in 408. Slow *headers* are the listener's affair: ASGI never sees them.
+
+Each request has an id and a trace: ``x-request-id`` and ``traceparent`` are taken from the client
+if they are well-formed, else made; both are handed to ``submit`` among the headers and sent back.
+
+Example::
+
+    async def submit(body: bytes, headers: Mapping[str, str]) -> Answer:
+        return await batcher.submit((headers.get("content-type"), body))
+
+    uvicorn.run(ScoringApp(submit, version=mlflow.__version__), interface="asgi3")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+from serve.answer import (
+    JSON,
+    Answer,
+    Header,
+    OverloadedError,
+    failed,
+    overloaded,
+    refused,
+    timed_out,
+)
+
+__all__ = ["AppLimits", "ScoringApp", "Submit"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+Submit = Callable[[bytes, Mapping[str, str]], Awaitable[Answer]]
+"""Answers a request: its body, and its headers by lower-case name.
+
+May raise `OverloadedError` (503) and `TimeoutError` (504); anything else becomes 500.
+"""
+
+_logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+_CLOSE: Header = (b"connection", b"close")
+_METHODS = {
+    "/invocations": "POST",
+    "/ping": "GET",
+    "/health": "GET",
+    "/version": "GET",
+    "/metrics": "GET",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AppLimits:
+    """What clients may ask of the listener.
+
+    Args:
+        body_bytes: Size of one body.
+        total_bytes: Size of all bodies that are being read or answered.
+        read_s: Seconds from a request's headers to the end of its body.
+        discard_bytes: How much of a too large body is read and thrown away, so that the client,
+            which listens only when all is sent, hears why. Beyond it the connection is closed.
+    """
+
+    body_bytes: int = 16 << 20
+    total_bytes: int = 512 << 20
+    read_s: float = 20.0
+    discard_bytes: int = 128 << 20
+
+
+class _RefusedError(Exception):
+    """Carries the answer to a request that cannot be read."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+class _GoneError(Exception):
+    """The client went away."""
+
+
+class ScoringApp:
+    """An ASGI application (version 3).
+
+    Args:
+        submit: Answers the requests to ``/invocations``.
+        version: Answered to ``/version``: MLflow's version.
+        healthy: Whether ``/ping`` and ``/health`` say so.
+        metrics: Gives the content type and body of ``/metrics``.
+        limits: What clients may ask.
+        make_id: Gives ``2 * n`` random lower-case hexadecimal digits for ``n``.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        *,
+        version: str = "",
+        healthy: Callable[[], bool] = lambda: True,
+        metrics: Callable[[], tuple[str, bytes]] | None = None,
+        limits: AppLimits | None = None,
+        make_id: Callable[[int], str] = secrets.token_hex,
+    ) -> None:
+        self._submit = submit
+        self._version = version
+        self._healthy = healthy
+        self._metrics = metrics
+        self._limits = limits or AppLimits()
+        self._make_id = make_id
+        self._held = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Size of all bodies that are being read or answered now."""
+        return self._held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = _headers(scope)
+        identifiers = self._identify(headers)
+        if scope["path"] == "/invocations" and scope["method"] == "POST":
+            answer = await self._invocation(headers, receive)
+            if answer is None:
+                return
+        else:
+            answer = self._other(scope, headers)
+        await _respond(send, answer, identifiers)
+
+    def _identify(self, headers: dict[str, str]) -> tuple[Header, Header]:
+        """Put request id and trace into ``headers``; the same for the answer."""
+        request_id = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = headers["x-request-id"] = self._make_id(16)
+        known = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+        if known is None:
+            headers.pop("tracestate", None)
+        trace, flags = known.groups() if known else (self._make_id(16), "00")
+        traceparent = headers["traceparent"] = f"00-{trace}-{self._make_id(8)}-{flags}"
+        return (
+            (b"x-request-id", request_id.encode("ascii")),
+            (b"traceparent", traceparent.encode("ascii")),
+        )
+
+    async def _invocation(self, headers: dict[str, str], receive: Receive) -> Answer | None:
+        """The answer of the port; None when the client is gone."""
+        share = _Share()
+        try:
+            body = await self._read(headers, receive, share)
+            return await self._submit(body, headers)
+        except _GoneError:
+            return None
+        except _RefusedError as refusal:
+            return refusal.answer
+        except OverloadedError as error:
+            return overloaded(error)
+        except TimeoutError:
+            return timed_out()
+        except Exception:
+            _logger.exception("request %s failed", headers["x-request-id"])
+            return failed()
+        finally:
+            self._held -= share.size
+
+    async def _read(self, headers: Mapping[str, str], receive: Receive, share: _Share) -> bytes:
+        """The body; what it takes of the budget is in ``share``, also when this raises."""
+        declared = headers.get("content-length", "")
+        expected = int(declared[:20]) if declared.isdecimal() else 0
+        try:
+            async with asyncio.timeout(self._limits.read_s):
+                if expected > self._limits.body_bytes:
+                    waits = "expect" in headers  # has sent nothing yet, and hears us at once
+                    await self._refuse_size(receive, expected, at_once=waits)
+                chunks: list[bytes] = []
+                more = True
+                while more:
+                    chunk, more = await _chunk(receive)
+                    chunks.append(chunk)
+                    share.size += len(chunk)
+                    self._held += len(chunk)
+                    if share.size > self._limits.body_bytes:
+                        chunks.clear()
+                        self._held -= share.size
+                        size, share.size = share.size, 0
+                        await self._refuse_size(receive, size if more else 0)
+                    if self._held > self._limits.total_bytes:
+                        full = OverloadedError("the bodies of other requests fill the memory")
+                        raise _RefusedError(overloaded(full).with_headers(_CLOSE))
+        except TimeoutError:
+            slow = f"the body did not arrive within {self._limits.read_s:g} s"
+            raise _RefusedError(refused(408, "REQUEST_TIMEOUT", slow, _CLOSE)) from None
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _refuse_size(self, receive: Receive, size: int, *, at_once: bool = False) -> NoReturn:
+        """413, after the rest was thrown away; ``size`` 0: nothing is to come."""
+        limit = self._limits.body_bytes
+        more = size > 0 and not at_once and size <= limit + self._limits.discard_bytes
+        thrown = 0
+        while more and thrown <= self._limits.discard_bytes:
+            chunk, more = await _chunk(receive)
+            thrown += len(chunk)
+        large = f"the body is larger than {limit} bytes"
+        raise _RefusedError(refused(413, "REQUEST_TOO_LARGE", large, _CLOSE))
+
+    def _other(self, scope: Scope, headers: Mapping[str, str]) -> Answer:
+        """Every request that asks no model."""
+        method, path = scope["method"], scope["path"]
+        known = _METHODS.get(path)
+        if known is None or (path == "/metrics" and self._metrics is None):
+            return _elsewhere(scope, headers) or Answer(404, b'{"detail":"Not Found"}')
+        if method != known:
+            allow = (b"allow", known.encode())
+            return Answer(405, b'{"detail":"Method Not Allowed"}', JSON, (allow,))
+        if path == "/version":
+            return Answer(200, self._version.encode())
+        if path == "/metrics" and self._metrics is not None:
+            content_type, body = self._metrics()
+            return Answer(200, body, content_type.encode("latin-1"))
+        return Answer(200 if self._healthy() else 503, b"\n")
+
+
+class _Share:
+    """What one request holds of the budget, in bytes."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0
+
+
+async def _chunk(receive: Receive) -> tuple[bytes, bool]:
+    """The next part of a body, and whether more follows."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise _GoneError
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """By lower-case name; of several with one name, the first."""
+    return {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in reversed(scope["headers"])
+    }
+
+
+def _elsewhere(scope: Scope, headers: Mapping[str, str]) -> Answer | None:
+    """307 to the path without its trailing slash, as Starlette's router answers."""
+    path = scope["path"]
+    if not path.endswith("/") or path.rstrip("/") not in _METHODS:
+        return None
+    query = scope.get("query_string", b"").decode("latin-1")
+    place = f"{scope.get('scheme', 'http')}://{headers.get('host', '')}{path.rstrip('/')}"
+    place = quote(f"{place}?{query}" if query else place, safe=":/%#?=@[]!$&'()*+,;")
+    return Answer(307, b"", b"", ((b"location", place.encode("ascii")),))
+
+
+async def _respond(send: Send, answer: Answer, identifiers: tuple[Header, ...]) -> None:
+    headers = [
+        (b"content-length", str(len(answer.body)).encode()),
+        *answer.headers,
+        *identifiers,
+    ]
+    if answer.content_type:
+        headers.append((b"content-type", answer.content_type))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
