@@ -35,6 +35,8 @@ RESULTS = Path(__file__).resolve().parent / "results" / "overhead.json"
 VARIANTS = ("plain", "governed", "control")
 WRITE_AIM, REST_WRITE_AIM, READ_AIM = 1.15, 1.08, 1.02
 WAIT_AIM_MS, CLIENTS_AIM = 20.0, 0.85
+GATED = "set_protected_alias"
+"""Reported without an aim: it does what plain MLflow does not (evidence, signatures, clearance)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def measure(place: Place, report: Report, rounds: int, only: set[str]) -> None:
             prepared: Callable[[], object] = act(target, turn)
             return prepared
 
-        if operation == "set_protected_alias":
+        if operation == GATED:
             for target in targets.values():
                 target.enter()
                 target.registry.set_registered_model_alias("bench", "staging", "1")
@@ -107,8 +109,9 @@ def measure(place: Place, report: Report, rounds: int, only: set[str]) -> None:
         samples = interleave(VARIANTS, prepare, rounds * 3 if reads else rounds)
         found[operation], waited = _summary(samples, place.covers(), cpu=not place.rest)
         waits += waited
-        limit = READ_AIM if reads else REST_WRITE_AIM if place.rest else WRITE_AIM
-        report.aim(f"{place.name} {operation}", limit, found[operation]["ratio"])
+        if operation != GATED:
+            limit = READ_AIM if reads else REST_WRITE_AIM if place.rest else WRITE_AIM
+            report.aim(f"{place.name} {operation}", limit, found[operation]["ratio"])
     loads.append(load_average())
     report.places[place.name] = {
         "operations": found,

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 __all__ = ["Actor", "ProofLevel", "acting_as", "current_actor"]
 
@@ -61,9 +62,11 @@ _current: ContextVar[Actor | None] = ContextVar("chancery_actor", default=None)
 
 def current_actor() -> Actor:
     """The actor of this request, or the operating-system user of this process."""
-    actor = _current.get()
-    if actor is not None:
-        return actor
+    return _current.get() or _process_owner()
+
+
+@lru_cache(maxsize=1)
+def _process_owner() -> Actor:
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container without a passwd entry
