@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from serve.encode import NotRowsError, encode, kind_of, slices, split
 from serve.independence import Dependent, Independent, row_independence
 from serve.scoring import Identity, Scorer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*An input example was not provided:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*An input example was not provided:UserWarning"),
+    pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning"),
+]
 
 CONTENT_TYPE = "application/json"
 EXAMPLE = pd.DataFrame({"a": [1.0, 2.0, 3.0, 5.0], "b": [0.5, -1.0, 4.0, 2.0]})
@@ -57,6 +60,14 @@ def save(folder: Path, model: mlflow.pyfunc.PythonModel, **options: Any) -> Scor
 @pytest.fixture
 def scorer_of(tmp_path: Path) -> Callable[..., Scorer]:
     return lambda function, **options: save(tmp_path, Function(function), **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def serving_environment() -> Iterator[None]:
+    """What loading a scorer tells MLflow's environment is taken back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+        yield
 
 
 @pytest.fixture(scope="module")
