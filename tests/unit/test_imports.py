@@ -27,6 +27,14 @@ FORBIDDEN = {
     "drift": {"train", "serve", "mlflow_plugins"},
 }  # fmt: skip
 
+PURE = {
+    "serve": {
+        "bets", "config", "delta", "evidence", "judge", "parsing", "records", "rollout", "split",
+        "wealth",
+    },
+}  # fmt: skip
+"""Modules that decide: they import the standard library, pydantic, governance and each other."""
+
 Import = tuple[int, str]
 """Line and full module name."""
 
@@ -125,6 +133,20 @@ def _plugin_modules() -> list[str]:
 
 def test_no_import_goes_against_the_arrows() -> None:
     assert not violations(ROOT), "\n" + "\n".join(violations(ROOT))
+
+
+@pytest.mark.parametrize("package", sorted(PURE))
+def test_what_decides_is_pure(package: str) -> None:
+    allowed = {*sys.stdlib_module_names, "pydantic", "governance"}
+    own = {f"{package}.{module}" for module in PURE[package]}
+    foreign = [
+        f"{package}/{module}.py:{line}: {package}.{module} must stay pure: {imported}"
+        for module in sorted(PURE[package])
+        for line, imported in every_import((ROOT / package / f"{module}.py").read_text("utf-8"))
+        if imported.partition(".")[0] not in allowed
+        and ".".join(imported.split(".")[:2]) not in own
+    ]
+    assert not foreign, "\n" + "\n".join(foreign)
 
 
 def test_the_entry_module_imports_only_the_standard_library_at_the_top() -> None:
