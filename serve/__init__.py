@@ -1,6 +1,6 @@
 """Canary serving: what decides how much traffic a new version gets.
 
-The modules here are pure: no network, no clock, no framework.
+What decides is pure: no network, no clock, no framework.
 
 - ``config``: canary, A/B test and shadow configurations, and their mistakes in plain words;
 - ``delta``: what a variant did since the last report;
