@@ -42,6 +42,9 @@ __all__ = ["Identity", "Scorer"]
 
 _logger = logging.getLogger(__name__)
 
+_PLAIN_LOADERS = frozenset({"mlflow.sklearn", "mlflow.pytorch"})
+"""Flavours whose wrapper needs nothing of what MLflow does around it, but the right types."""
+
 _PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
@@ -95,6 +98,9 @@ class Scorer:
         self.takes_arrays = False
         self._schema = model.metadata.get_input_schema()
         self._kind: Kind | None = None
+        self._plain = (
+            model.loader_module in _PLAIN_LOADERS and model.metadata.get_params_schema() is None
+        )
         self._columns = (
             None if self.layout is None or self.layout.names is None else list(self.layout.names)
         )
@@ -146,8 +152,8 @@ class Scorer:
         return (
             self.layout is not None
             and not self.layout.tensor
+            and self._plain
             and self.model.loader_module == "mlflow.sklearn"
-            and self.model.metadata.get_params_schema() is None
         )
 
     def predict(self, rows: Array, *, arrays: bool | None = None) -> Any:
@@ -161,13 +167,13 @@ class Scorer:
             Exception: whatever the model raises.
         """
         assert self.layout is not None
-        if self.layout.tensor:
-            return self.model.predict(rows)
-        if self.takes_arrays if arrays is None else arrays:
-            return self.model._predict_fn(rows)
-        import pandas as pd  # type: ignore[import-untyped]
+        data: Any = rows
+        if not self.layout.tensor and not (self.takes_arrays if arrays is None else arrays):
+            import pandas as pd  # type: ignore[import-untyped]
 
-        return self.model.predict(pd.DataFrame(rows, columns=self._columns))
+            data = pd.DataFrame(rows, columns=self._columns)
+        # What was decoded has the signature's types: there is nothing left to enforce.
+        return self.model._predict_fn(data) if self._plain else self.model.predict(data)
 
     def predict_batch(self, batch: Sequence[Array]) -> list[Any]:
         """Predictions for several requests' rows, computed together.

@@ -287,6 +287,25 @@ def test_predict_batch_gives_parts_of_the_models_own_type(scorer_of: Callable[..
     assert two.to_dict("list") == {"a": [6.0, 10.0], "b": [8.0, 12.0]}
 
 
+def test_a_torch_model_is_batched_within_32_bit_accuracy(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
+    example = EXAMPLE.to_numpy(np.float32)
+    mlflow.pytorch.save_model(
+        net, tmp_path / "m", signature=infer_signature(example, example[:, :1]),
+        input_example=example, pip_requirements=[],
+    )  # fmt: skip
+    scorer = Scorer.load(str(tmp_path / "m"))
+    found = scorer.prepare()
+    assert isinstance(found, Independent)
+    assert found.deviation <= 1e-5
+    asked = [(CONTENT_TYPE, json.dumps({"inputs": [[i, 0.5]]}).encode()) for i in range(8)]
+    for body, answer in zip(asked, scorer.answer_batch(asked), strict=True):
+        expected = predictions(scorer.answer_exactly(*body).body)[0]
+        assert predictions(answer.body)[0] == pytest.approx(expected, rel=1e-5)
+
+
 # -- the probe
 
 
