@@ -153,7 +153,10 @@ def _submit_roots(
 ) -> None:
     bundles = [
         sign_roots(
-            payload, development_signer(s, "administrator's key", production=settings.production)
+            payload,
+            development_signer(
+                s, "administrator's key", production=settings.production, create=False
+            ),
         )
         for s in signers
     ]

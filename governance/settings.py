@@ -60,6 +60,11 @@ class Settings:
     strict: bool
     trust_root: str | None
 
+    @property
+    def approver_key(self) -> str:
+        """Signer URI of the key that approves when ``key`` names none."""
+        return f"file:{self.home / 'approver.key'}"
+
     @classmethod
     def load(
         cls, database_uri: str | None = None, environ: Mapping[str, str] = os.environ

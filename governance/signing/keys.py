@@ -198,16 +198,18 @@ def load_signer(uri: str) -> Signer:
     raise ConfigurationError(f"no signer handles {uri!r}", "use file:/path/to/key.pem")
 
 
-def development_signer(uri: str, purpose: str, *, production: bool) -> Signer:
+def development_signer(uri: str, purpose: str, *, production: bool, create: bool = True) -> Signer:
     """The signer at ``uri``; a missing key file is made on first use, outside production mode.
 
     Args:
         uri: Signer URI.
         purpose: What the key is for, in the warning's and error's words.
         production: Refuse file keys.
+        create: Make a missing file. False for a file that somebody named: a new key under a
+            misspelt name would be nobody's.
 
     Raises:
-        ConfigurationError: production mode and the key is a file.
+        ConfigurationError: production mode and the key is a file, or the file cannot be used.
     """
     if uri.startswith("file:"):
         path = Path(uri.removeprefix("file:"))
@@ -216,16 +218,18 @@ def development_signer(uri: str, purpose: str, *, production: bool) -> Signer:
                 f"the {purpose} is the file {path}, and production mode refuses file keys",
                 "name a key in an HSM or KMS, or set CHANCERY_MODE=development",
             )
-        if not path.exists():
+        if create and not path.exists():
             try:
                 create_key(path)
             except ConfigurationError:
                 if not path.exists():  # another process may have made it just now
                     raise
+        signer = load_signer(uri)
         warnings.warn(
             f"the {purpose} is a development key in the file {path}; "
             "whoever reads the file can sign",
             DevelopmentKeyWarning,
             stacklevel=2,
         )
+        return signer
     return load_signer(uri)
