@@ -35,6 +35,7 @@ class PromotionRequest:
         requested_by: Who asked.
         used: Whether a promotion has used it.
         decision: The gate's decision at the time of the request, without signatures.
+        served_as: The protected registered model that a copy is to be served from, if it is one.
     """
 
     statement_id: str
@@ -47,6 +48,7 @@ class PromotionRequest:
     requested_by: str
     used: bool
     decision: Mapping[str, Any]
+    served_as: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The *promotion* of the REST API and of ``--json``."""
@@ -55,6 +57,7 @@ class PromotionRequest:
             "payload": base64.b64encode(self.payload).decode(),
             "model": self.model,
             "environment": self.environment,
+            "servedAs": self.served_as,
             "threshold": self.threshold,
             "approvals": list(self.approvals),
             "notAfterMs": self.not_after_ms,
@@ -71,6 +74,7 @@ class PromotionRequest:
             payload=base64.b64decode(document["payload"], validate=True),
             model=document["model"],
             environment=document["environment"],
+            served_as=document["servedAs"],
             threshold=document["threshold"],
             approvals=tuple(document["approvals"]),
             not_after_ms=document["notAfterMs"],
@@ -86,11 +90,21 @@ class Backend(Protocol):
     Every method raises a ``GovernanceError`` with a remedy when it can not do as asked.
     """
 
-    def request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
+    def request_promotion(
+        self, name: str, version: int, environment: str, *, served_as: str | None = None
+    ) -> PromotionRequest:
         """Evaluate every condition but the signatures and issue a statement.
+
+        Args:
+            name: Registered model.
+            version: Its version.
+            environment: Where to.
+            served_as: The protected registered model that a copy is to be served from; None: the
+                version is to get an alias or stage.
 
         Raises:
             PromotionDeniedError: a condition is not met.
+            RefusedError: the policy does not let it in that way.
         """
         ...
 
@@ -106,7 +120,9 @@ class Backend(Protocol):
         """Add one person's signature, a sigstore bundle over the statement's payload."""
         ...
 
-    def evaluate(self, name: str, version: int, environment: str) -> Decision:
+    def evaluate(
+        self, name: str, version: int, environment: str, *, served_as: str | None = None
+    ) -> Decision:
         """The decision as of now, signatures included; changes nothing."""
         ...
 

@@ -46,6 +46,11 @@ __all__ = ["main"]
 
 _LARGEST_VERSION = 2**31 - 1  # of what the databases take as an integer
 
+_as_option = click.option(
+    "--as", "served_as", metavar="NAME",
+    help="Protected registered model that a copy is to be served from, e.g. prod.fraud.",
+)  # fmt: skip
+
 
 def _version_of(model: str, backend: Backend) -> tuple[str, int]:
     """``models:/name/3`` or ``models:/name@alias``."""
@@ -77,6 +82,10 @@ def _describe(request: PromotionRequest) -> None:
     state = "used" if request.used else "ready" if not missing else f"{missing} approval(s) missing"
     console.print(f"statement  {request.statement_id}", markup=False)
     console.print(f"model      {request.model} → {request.environment}", markup=False)
+    if request.served_as is not None:
+        console.print(
+            f"           to be served as registered model {request.served_as}", markup=False
+        )
     console.print(
         f"requested  by {request.requested_by}, usable until {deadline:%Y-%m-%d %H:%M} UTC"
     )
@@ -94,13 +103,15 @@ def _request_json(request: PromotionRequest) -> dict[str, Any]:
 @main.command()
 @click.argument("model")
 @click.option("--to", "environment", required=True, help="Target environment, e.g. prod.")
+@_as_option
 @uri_option
 @json_option
 @answer_errors
-def request(model: str, environment: str, uri: str, as_json: bool) -> None:
+def request(model: str, environment: str, served_as: str | None, uri: str, as_json: bool) -> None:
     """Ask for MODEL (models:/name/version) to be promoted; prints the statement to approve."""
     backend = open_backend(uri)
-    found = backend.request_promotion(*_version_of(model, backend), environment)
+    name, version = _version_of(model, backend)
+    found = backend.request_promotion(name, version, environment, served_as=served_as)
     if as_json:
         return print_json(_request_json(found))
     _describe(found)
@@ -126,10 +137,12 @@ def approve(statement: str, key: str | None, yes: bool, uri: str, as_json: bool)
         (errors_console if as_json else console).print(said.describe(), markup=False)
     if not yes and not click.confirm("Sign this statement?", err=as_json):
         raise click.Abort
+    named = key or settings.key or settings.approver_key
     signer = development_signer(
-        key or settings.key or f"file:{settings.home / 'approver.key'}",
+        named,
         "approver's key",
         production=settings.production,
+        create=named == settings.approver_key,
     )
     after = backend.approve(found.statement_id, sign_bundle(found.payload, PAYLOAD_TYPE, signer))
     if as_json:
@@ -165,13 +178,15 @@ def show(what: str | None, uri: str, as_json: bool) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--to", "environment", required=True)
+@_as_option
 @uri_option
 @json_option
 @answer_errors
-def check(model: str, environment: str, uri: str, as_json: bool) -> None:
+def check(model: str, environment: str, served_as: str | None, uri: str, as_json: bool) -> None:
     """Evaluate every condition for promoting MODEL, signatures included; changes nothing."""
     backend = open_backend(uri)
-    decision = backend.evaluate(*_version_of(model, backend), environment)
+    name, version = _version_of(model, backend)
+    decision = backend.evaluate(name, version, environment, served_as=served_as)
     if as_json:
         print_json(decision.to_dict())
     else:

@@ -117,12 +117,16 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The outcome of a gate: every condition, met or not, with its evidence and remedy."""
+    """The outcome of a gate: every condition, met or not, with its evidence and remedy.
+
+    ``served_as`` is the protected registered model that a copy is to be served from, if it is one.
+    """
 
     model: str
     environment: str
     conditions: tuple[Condition, ...]
     policy_digest: str = ""
+    served_as: str | None = None
 
     @property
     def allowed(self) -> bool:
@@ -131,10 +135,15 @@ class Decision:
 
     def explain(self) -> str:
         """Plain words: one sentence a condition that is not met, with its remedy."""
+        target = (
+            self.environment
+            if self.served_as is None
+            else f"{self.environment} as {self.served_as}"
+        )
         if self.allowed:
-            return f"{self.model} may be promoted to {self.environment}."
+            return f"{self.model} may be promoted to {target}."
         unmet = [c for c in self.conditions if not c.met]
-        lines = [f"{self.model} may not be promoted to {self.environment} yet:"]
+        lines = [f"{self.model} may not be promoted to {target} yet:"]
         lines += [
             f"({number}) {c.required}, but {c.found}. Remedy: {c.remedy}"
             for number, c in enumerate(unmet, 1)
@@ -145,9 +154,11 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: in answers, events and statements."""
+        served_as = {} if self.served_as is None else {"servedAs": self.served_as}
         return {
             "model": self.model,
             "environment": self.environment,
+            **served_as,
             "allowed": self.allowed,
             "policyDigest": self.policy_digest,
             "conditions": [
@@ -173,6 +184,7 @@ class Decision:
                 for c in document["conditions"]
             ),
             policy_digest=document["policyDigest"],
+            served_as=document.get("servedAs"),
         )
 
 

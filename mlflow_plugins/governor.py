@@ -93,9 +93,15 @@ class Governor:
         return self._policy[1]
 
     def personal_signer(self) -> Signer:
-        """The key of the person at the keyboard (development: made on first use)."""
-        uri = self.settings.key or f"file:{self.settings.home / 'approver.key'}"
-        return development_signer(uri, "approver's key", production=self.settings.production)
+        """The key of the person at the keyboard (development: the default is made on first use)."""
+        settings = self.settings
+        uri = settings.key or settings.approver_key
+        return development_signer(
+            uri,
+            "approver's key",
+            production=settings.production,
+            create=uri == settings.approver_key,
+        )
 
     def _ensure_trust_roots(self) -> None:
         """In development, found the trust roots on the local person's key."""
@@ -161,14 +167,20 @@ class Governor:
         )
 
     def decide(
-        self, connection: Connection, candidate: Candidate, environment: str
+        self,
+        connection: Connection,
+        candidate: Candidate,
+        environment: str,
+        *,
+        served_as: str | None = None,
     ) -> tuple[Decision, Standing]:
         """The decision with signatures, and the approvals it rests on."""
+        roots = self.roots(connection)
         standing = promotions.standing(
-            connection, candidate, environment, self.roots(connection), now_ms=now_ms()
+            connection, candidate, environment, roots, served_as=served_as, now_ms=now_ms()
         )
         found = self.evidence(connection, candidate, standing)
-        return decide(candidate, found, self.policy, environment, signatures=True), standing
+        return decide(candidate, found, self.policy, environment, served_as=served_as), standing
 
     def admit(
         self,
@@ -186,18 +198,18 @@ class Governor:
             name: Registered model.
             version: Its version.
             environment: Where to.
-            served_as: The protected registered model it will be served from; the people who
-                approved must be approvers for that name too.
+            served_as: The protected registered model that a copy of it will be served from; None
+                when it gets an alias or stage. What people signed must say the same.
 
         Returns:
             Id of the statement it was let in by.
 
         Raises:
             PromotionDeniedError: conditions are not met.
-            RefusedError: another promotion won the race, or too few people have the role.
+            RefusedError: another promotion won the race, or too few people have approved.
         """
         candidate = registry.candidate(connection, name, version)
-        decision, standing = self.decide(connection, candidate, environment)
+        decision, standing = self.decide(connection, candidate, environment, served_as=served_as)
         if not decision.allowed:
             raise PromotionDeniedError(decision)
         if standing.statement is None or not standing.tally.sufficient:
@@ -208,18 +220,6 @@ class Governor:
                 "let another person approve the statement, or request the promotion again",
                 subject=candidate.uri,
             )
-        if served_as is not None:
-            roots = self.roots(connection)
-            entitled = [
-                p for p in standing.tally.persons if roots.may_approve(p, environment, served_as)
-            ]
-            if len(entitled) < standing.tally.required:
-                raise RefusedError(
-                    f"{len(entitled)} of the people who approved {candidate.uri} for {environment} "
-                    f"may approve {served_as} too, and {standing.tally.required} are needed",
-                    f"let people approve whose role for {environment} covers both names",
-                    subject=candidate.uri,
-                )
         if not standing.occupant:
             promotions.grant(connection, standing.statement, now_ms=now_ms())
         return standing.statement.statement_id

@@ -41,6 +41,7 @@ from governance.signing.statements import (
     PAYLOAD_TYPE,
     InputAttestation,
     PromotionStatement,
+    request_command,
     statement_id,
 )
 from mlflow_plugins.adoption import adopt
@@ -64,20 +65,28 @@ class LocalBackend:
 
     # Promotion -----------------------------------------------------------------------------
 
-    def request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
+    def request_promotion(
+        self, name: str, version: int, environment: str, *, served_as: str | None = None
+    ) -> PromotionRequest:
         self.governor.ledger.ensure_witnessed()
         with self._refusals_recorded(f"models:/{name}/{version}"):
-            return self._request_promotion(name, version, environment)
+            return self._request_promotion(name, version, environment, served_as)
 
-    def _request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
+    def _request_promotion(
+        self, name: str, version: int, environment: str, served_as: str | None
+    ) -> PromotionRequest:
         policy = self.governor.policy
-        target = policy.environment(environment)
+        target = policy.way_in(environment, served_as)
         candidate = self._read_again(name, version)
         with self.governor.engine.connect() as connection:
             found = self.governor.evidence(connection, candidate, None)
-            decision = decide(candidate, found, policy, target.name, signatures=False)
+            decision = decide(
+                candidate, found, policy, target.name, served_as=served_as, signatures=False
+            )
             record = registry.run_record(connection, candidate.version_uid)
-            epoch = promotions.current_epoch(connection, candidate.model_uid, target.name)
+            epoch = promotions.current_epoch(
+                connection, candidate.model_uid, target.name, served_as
+            )
             cleared = promotions.cleared_environments(connection, candidate)
             minimum = self.governor.roots(connection).minimum_approvals(target.name)
         if not decision.allowed:
@@ -96,6 +105,7 @@ class LocalBackend:
             from_environment=order[-1] if order else None,
             to_environment=target.name,
             registry_epoch=epoch,
+            served_as=served_as,
             nonce=secrets.token_hex(16),
             not_after_ms=now + _milliseconds(hours=needs.request_ttl_hours),
             valid_until_ms=(
@@ -126,6 +136,7 @@ class LocalBackend:
                 "rootDigest": statement.root_digest,
                 "epoch": epoch,
                 "threshold": statement.threshold,
+                **_served(statement),
             },
         )
         with self.governor.engine.begin() as connection:
@@ -203,17 +214,19 @@ class LocalBackend:
                     "ask an administrator to add it with `chancery trust add`",
                 )
             verify_bundle(parsed, key, payload_type=PAYLOAD_TYPE, payload=stored.payload)
-            if not roots.may_approve(person.id, said.to_environment, said.model_name):
-                raise RefusedError(
-                    f"{person.id} may not approve {said.model_name} for {said.to_environment}",
-                    "ask an administrator for the role, or another approver for the signature",
-                    subject=subject,
-                )
+            for name in said.names:
+                if not roots.may_approve(person.id, said.to_environment, name):
+                    raise RefusedError(
+                        f"{person.id} may not approve {name} for {said.to_environment}",
+                        "ask an administrator for the role, or another approver for the signature",
+                        subject=subject,
+                    )
             if stored.used or said.not_after_ms < now_ms():
                 raise RefusedError(
                     f"statement {stored.statement_id[:12]} was "
                     f"{'used' if stored.used else 'open until its deadline, which has passed'}",
-                    f"request again: chancery request {subject} --to {said.to_environment}",
+                    "request again: "
+                    + request_command(subject, said.to_environment, said.served_as),
                     subject=subject,
                 )
             promotions.add_approval(
@@ -229,6 +242,7 @@ class LocalBackend:
                     "person": person.id,
                     "keyid": parsed.keyid,
                     "bundleDigest": sha256_hex(bundle.encode()),
+                    **_served(said),
                 },
             )
             self.governor.ledger.record(connection, event)
@@ -236,11 +250,13 @@ class LocalBackend:
         self.governor.ledger.cover(event.id)
         return _to_request(after)
 
-    def evaluate(self, name: str, version: int, environment: str) -> Decision:
+    def evaluate(
+        self, name: str, version: int, environment: str, *, served_as: str | None = None
+    ) -> Decision:
         with self.governor.engine.connect() as connection:
             candidate = registry.candidate(connection, name, version)
-            target = self.governor.policy.environment(environment)
-            return self.governor.decide(connection, candidate, target.name)[0]
+            target = self.governor.policy.way_in(environment, served_as)
+            return self.governor.decide(connection, candidate, target.name, served_as=served_as)[0]
 
     def revoke(self, name: str, version: int, reason: str) -> None:
         self.governor.ledger.ensure_witnessed()
@@ -425,6 +441,11 @@ def _milliseconds(*, hours: float) -> int:
     return int(timedelta(hours=hours).total_seconds() * 1000)
 
 
+def _served(statement: PromotionStatement) -> dict[str, str]:
+    """What an event adds for a promotion by copy."""
+    return {} if statement.served_as is None else {"servedAs": statement.served_as}
+
+
 def _to_request(stored: StoredStatement) -> PromotionRequest:
     said = stored.statement
     return PromotionRequest(
@@ -432,6 +453,7 @@ def _to_request(stored: StoredStatement) -> PromotionRequest:
         payload=stored.payload,
         model=f"models:/{said.model_name}/{said.version}",
         environment=said.to_environment,
+        served_as=said.served_as,
         threshold=said.threshold,
         approvals=stored.persons,
         not_after_ms=said.not_after_ms,

@@ -3,12 +3,15 @@
 MLflow's pattern of one registered model for each environment promotes by copying: the UI's
 *Promote model* button makes a version of ``prod.fraud`` whose source is ``models:/fraud/3``. When
 the policy protects ``prod.fraud``, making that version is the promotion. It must be a copy, of a
-governed version, of the same bytes, and that version must pass the environment's gate.
+governed version, of the same bytes, and that version must pass the environment's gate with a
+statement that names ``prod.fraud``: what people approved as fraud is not served as loans.
 
 A rename is no way around: approvals and origins are kept for names.
 """
 
 from __future__ import annotations
+
+import shlex
 
 from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
 from mlflow.exceptions import MlflowException
@@ -58,8 +61,8 @@ def admit_copy(
         raise RefusedError(
             f"{row.name} is a registered model of {environment}, which takes copies of approved "
             f"versions only, and {row.source or 'nothing'!r} is no governed model version",
-            "register it in another model, `chancery request "
-            f"models:/<other>/<version> --to {environment}`, and copy it to {row.name} then",
+            "register it in another model, `chancery request models:/<other>/<version> "
+            f"--to {environment} --as {shlex.quote(row.name)}`, have it approved, and copy it then",
             subject=subject,
         )
     if manifest is None or manifest.manifest_digest != source.manifest_digest:
@@ -67,7 +70,7 @@ def admit_copy(
             f"the files for {subject} "
             + (f"are not those of {source.uri}" if manifest else f"are not known: {unreadable}"),
             "find out who changed the artifact store; register the model again in another model, "
-            f"`chancery request` that version --to {environment}, and copy it then",
+            "have that version approved, and copy it then",
             subject=subject,
         )
     statement = governor.admit(

@@ -220,7 +220,7 @@ class RegistryGuard(Guard):
             data["promotedFrom"] = source.uri
             data["promotedFromUid"] = source.version_uid
             granted = self._granted(source.model_name, source.version, environment.name, statement)
-            granted.data["copiedTo"] = subject
+            granted.data.update(copiedTo=subject, servedAs=row.name)
             changes.append(granted)
         return changes
 

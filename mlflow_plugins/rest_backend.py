@@ -86,8 +86,12 @@ class RestBackend:
         found: dict[str, Any] = self._call("POST", path, json=body).json()
         return found
 
-    def request_promotion(self, name: str, version: int, environment: str) -> PromotionRequest:
-        body = {"name": name, "version": version, "environment": environment}
+    def request_promotion(
+        self, name: str, version: int, environment: str, *, served_as: str | None = None
+    ) -> PromotionRequest:
+        body: dict[str, Any] = {"name": name, "version": version, "environment": environment}
+        if served_as is not None:
+            body["servedAs"] = served_as
         return PromotionRequest.from_dict(self._post("/promotions", body))
 
     def promotion_request(self, statement_id: str) -> PromotionRequest:
@@ -103,9 +107,11 @@ class RestBackend:
         path = f"/promotions/{quote(statement_id, safe='')}/approvals"
         return PromotionRequest.from_dict(self._post(path, {"bundle": bundle}))
 
-    def evaluate(self, name: str, version: int, environment: str) -> Decision:
+    def evaluate(
+        self, name: str, version: int, environment: str, *, served_as: str | None = None
+    ) -> Decision:
         path = f"{_version_path(name, version)}/decision"
-        return Decision.from_dict(self._get(path, environment=environment))
+        return Decision.from_dict(self._get(path, environment=environment, servedAs=served_as))
 
     def revoke(self, name: str, version: int, reason: str) -> None:
         self._post(f"{_version_path(name, version)}/revoke", {"reason": reason})

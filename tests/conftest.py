@@ -173,7 +173,15 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def scenario(tmp_path: Path, sqlite_template: Path) -> Scenario:
-    """A governed SQLite store in this process."""
-    shutil.copyfile(sqlite_template, tmp_path / "mlflow.db")
-    return Scenario.local(tmp_path)
+def scenario(
+    request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Path
+) -> Iterator[Scenario]:
+    """A governed store in this process: SQLite, or the database that the test's parameter names."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        uri = f"governed+{request.getfixturevalue('postgres_uri')}"
+        scenario = Scenario.fresh(uri, tmp_path)
+        yield scenario
+        scenario.close()  # the server goes away before this process ends
+    else:
+        shutil.copyfile(sqlite_template, tmp_path / "mlflow.db")
+        yield Scenario.local(tmp_path)

@@ -42,9 +42,23 @@ class Scenario:
     @classmethod
     def local(cls, folder: Path) -> Scenario:
         """On a fresh SQLite store in this process."""
-        scenario = cls.again(folder)
+        return cls.fresh(f"governed+sqlite:///{folder}/mlflow.db", folder)
+
+    @classmethod
+    def fresh(cls, uri: str, folder: Path) -> Scenario:
+        """On a fresh store in this process, with its artifacts in ``folder``."""
+        scenario = cls(uri, Settings.load(uri, {}).home)
         mlflow.create_experiment("scenario", artifact_location=(folder / "artifacts").as_uri())
         return scenario
+
+    def close(self) -> None:
+        """Stop following the ledger of a store in this process, and write what is counted."""
+        from mlflow_plugins.governor import Governor
+        from mlflow_plugins.refusals import refusals_of
+
+        governor = Governor.of(self.uri)
+        refusals_of(governor).flush()
+        governor.ledger.close()
 
     @property
     def backend(self) -> Backend:
@@ -72,16 +86,20 @@ class Scenario:
             )
         return int(info.registered_model_version)
 
-    def request(self, version: int, environment: str, name: str = "fraud") -> PromotionRequest:
-        return self.backend.request_promotion(name, version, environment)
+    def request(
+        self, version: int, environment: str, name: str = "fraud", *, served_as: str | None = None
+    ) -> PromotionRequest:
+        return self.backend.request_promotion(name, version, environment, served_as=served_as)
 
     def approve(self, request: PromotionRequest, signer: Signer | None = None) -> PromotionRequest:
         bundle = sign_bundle(request.payload, PAYLOAD_TYPE, signer or self.signer)
         return self.backend.approve(request.statement_id, bundle)
 
-    def clear(self, version: int, environment: str, name: str = "fraud") -> PromotionRequest:
+    def clear(
+        self, version: int, environment: str, name: str = "fraud", *, served_as: str | None = None
+    ) -> PromotionRequest:
         """Request and approve."""
-        return self.approve(self.request(version, environment, name))
+        return self.approve(self.request(version, environment, name, served_as=served_as))
 
     def promote(self, version: int, alias: str, environment: str, name: str = "fraud") -> None:
         """Request, approve and set the alias."""

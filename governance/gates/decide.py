@@ -14,7 +14,6 @@ Example::
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -22,6 +21,7 @@ from governance.gates.policy import MetricRequirement, Policy, Requirements
 from governance.gates.schema import PROVENANCE_TAGS, Goal, MetricSource, folded
 from governance.identity import ProofLevel
 from governance.records import Candidate, Condition, Decision, Evidence, MetricEvidence
+from governance.signing.statements import request_command
 
 __all__ = ["decide"]
 
@@ -49,6 +49,7 @@ def decide(
     policy: Policy,
     environment: str,
     *,
+    served_as: str | None = None,
     signatures: bool = True,
 ) -> Decision:
     """Whether the candidate may be promoted to the environment now.
@@ -58,6 +59,7 @@ def decide(
         evidence: All that is known about it.
         policy: The promotion policy.
         environment: Name of the target.
+        served_as: The protected registered model that a copy is to be served from.
         signatures: False leaves the approvals out (when a promotion is only requested).
 
     Raises:
@@ -70,12 +72,15 @@ def decide(
         conditions.append(_digest(candidate))
         conditions.extend(_asked_for(candidate, evidence, policy, needs, target.name))
         if signatures:
-            conditions.append(_approvals(candidate, evidence, needs.approvals, target.name))
+            conditions.append(
+                _approvals(candidate, evidence, needs.approvals, target.name, served_as)
+            )
     return Decision(
         model=candidate.uri,
         environment=target.name,
         conditions=tuple(conditions),
         policy_digest=policy.digest,
+        served_as=served_as,
     )
 
 
@@ -246,7 +251,7 @@ def _after(candidate: Candidate, evidence: Evidence, earlier: str, target: str) 
         met,
         f"The same version must have been promoted to {earlier} before {target}",
         f"it {'was' if met else 'was not'}",
-        f"promote it to {earlier} first; start with `{_request(candidate, earlier)}`.",
+        f"promote it to {earlier} first; start with `{request_command(candidate.uri, earlier)}`.",
     )
 
 
@@ -270,13 +275,16 @@ def _actor(evidence: Evidence, least: ProofLevel) -> Condition:
     )
 
 
-def _approvals(candidate: Candidate, evidence: Evidence, least: int, target: str) -> Condition:
+def _approvals(
+    candidate: Candidate, evidence: Evidence, least: int, target: str, served_as: str | None
+) -> Condition:
     persons = {folded(person): person for person in reversed(evidence.signers) if person.strip()}
     names = sorted(persons.values()) if evidence.statement_id else []
     people = "one person" if least == 1 else f"{least} different persons"
     if not evidence.statement_id:
         found = "no promotion was requested that could be approved now"
-        remedy = f"run `{_request(candidate, target)}`, then have {people} approve it."
+        command = request_command(candidate.uri, target, served_as)
+        remedy = f"run `{command}`, then have {people} approve it."
     else:
         missing = least - len(names)
         found = f"{len(names) or 'none'} did" + (f" ({_shown(', '.join(names))})" if names else "")
@@ -292,10 +300,6 @@ def _approvals(candidate: Candidate, evidence: Evidence, least: int, target: str
         found,
         remedy,
     )
-
-
-def _request(candidate: Candidate, environment: str) -> str:
-    return f"chancery request {shlex.quote(candidate.uri)} --to {environment}"
 
 
 def _shown(text: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError
 
 from governance.canonical import canonical_json, sha256_hex
-from governance.errors import NotFoundError, PolicyError
+from governance.errors import NotFoundError, PolicyError, RefusedError
 from governance.gates.consistency import check
 from governance.gates.document import parse_document
 from governance.gates.mistakes import first_mistake, suggestion
@@ -48,6 +48,8 @@ __all__ = [
     "load_policy",
     "parse_policy",
 ]
+
+_LONGEST_NAME = 256
 
 
 class Requirements(Requires):
@@ -110,6 +112,43 @@ class Policy(PolicyFile):
                 return environment
         return None
 
+    def way_in(self, name: str, served_as: str | None) -> Environment:
+        """The environment called ``name``, as the target of a promotion.
+
+        Args:
+            name: The environment.
+            served_as: The registered model that a copy is to be served from; None: the version is
+                to get an alias or stage.
+
+        Raises:
+            NotFoundError: there is no such environment.
+            RefusedError: it is not entered that way.
+        """
+        target = self.environment(name)
+        globs = ", ".join(target.registered_models)
+        if served_as is None:
+            if globs and not (target.aliases or target.stages):
+                raise RefusedError(
+                    f"{target.name} has no alias or stage; it is entered by copying into one of "
+                    f"its registered models ({globs})",
+                    "say which: add `--as <registered model>`",
+                )
+            return target
+        found = self.environment_for_registered_model(served_as)
+        if found is not None and found.name == target.name and _is_model_name(served_as):
+            return target
+        if found is None or not _is_model_name(served_as):
+            why = "the policy protects no registered model of that name"
+        else:
+            why = f"it is one of {found.name}"
+        raise RefusedError(
+            f"{served_as[:_LONGEST_NAME]!r} is no registered model of {target.name}: {why}",
+            f"name one that matches {globs}, or promote by alias or stage, without `--as`"
+            if globs
+            else f"give {target.name} registered_models in the policy, or promote by alias or "
+            "stage, without `--as`",
+        )
+
     def requirements(self, model_name: str, environment_name: str) -> Requirements:
         """What the environment asks of the model: its own, then each matching rule in order.
 
@@ -143,6 +182,11 @@ class Policy(PolicyFile):
         document = self.model_dump(mode="json", exclude={"models"})
         document["models"] = [r.model_dump(mode="json", exclude_unset=True) for r in self.models]
         return sha256_hex(canonical_json(_without_floats(document)))
+
+
+def _is_model_name(name: str) -> bool:
+    """Whether MLflow would make a registered model of this name."""
+    return 0 < len(name) <= _LONGEST_NAME and not set(name) & set("/:")
 
 
 def _merge(base: Requires, change: Requires) -> Requires:

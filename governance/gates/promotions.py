@@ -1,9 +1,11 @@
 """Promotion statements and clearances in our tables: issue, approve, tally, grant.
 
-The registry *epoch* of a model and environment counts the promotions into it. A statement is bound
-to the epoch of its request and a grant raises the epoch, so a statement can be used once, and
-never after another version went in meanwhile. The version whose clearance carries the present
-epoch is the environment's *occupant*: pointing a second alias of the environment at it, or
+A promotion goes into a *place* of an environment: a model's own aliases and stages, or a protected
+registered model (``served_as``), whichever model the copies come from. A statement is for one
+place and counts in no other. The registry *epoch* of a place counts the promotions into it. A
+statement is bound to the epoch of its request and a grant raises the epoch, so a statement can be
+used once, and never after another version went in meanwhile. The version whose clearance carries
+the present epoch is the place's *occupant*: pointing a second alias of the environment at it, or
 repeating the call, needs no new approval (its signatures are checked again all the same).
 
 Every function works on the caller's connection, in the caller's transaction.
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import Row, bindparam, case, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
@@ -45,7 +47,7 @@ __all__ = [
 
 # Built once: each runs in the transaction of every gated change.
 _EPOCH = select(epochs.c.epoch).where(
-    epochs.c.model_uid == bindparam("model"), epochs.c.environment == bindparam("to")
+    epochs.c.place == bindparam("place"), epochs.c.environment == bindparam("to")
 )
 _APPROVALS = (
     select(approvals.c.bundle, approvals.c.person)
@@ -59,7 +61,11 @@ _STATEMENTS = (
         statements.c.version_uid == bindparam("candidate"),
         statements.c.environment == bindparam("to"),
     )
-    .order_by(statements.c.created_ms.desc())
+    # Those for other places only explain a refusal; however many there are, they come last.
+    .order_by(
+        case((statements.c.place == bindparam("place"), 0), else_=1),
+        statements.c.created_ms.desc(),
+    )
     .limit(50)
 )
 _CLEARED = (
@@ -99,9 +105,16 @@ class Standing:
     tally: ApprovalTally
 
 
-def current_epoch(connection: Connection, model_uid: str, environment: str) -> int:
-    """Promotions into the environment so far (0: none)."""
-    parameters = {"model": model_uid, "to": environment}
+def _place(model_uid: str, served_as: str | None) -> str:
+    """What an epoch counts promotions into; a uid has no colon, so the two cannot be mistaken."""
+    return model_uid if served_as is None else f"models:/{served_as}"
+
+
+def current_epoch(
+    connection: Connection, model_uid: str, environment: str, served_as: str | None = None
+) -> int:
+    """Promotions into the place so far (0: none)."""
+    parameters = {"place": _place(model_uid, served_as), "to": environment}
     found = connection.execute(_EPOCH, parameters).scalar_one_or_none()
     return 0 if found is None else int(found)
 
@@ -125,6 +138,7 @@ def issue(
             model_uid=statement.model_uid,
             version_uid=statement.version_uid,
             environment=statement.to_environment,
+            place=_place(statement.model_uid, statement.served_as),
             epoch=statement.registry_epoch,
             threshold=statement.threshold,
             not_after_ms=statement.not_after_ms,
@@ -217,19 +231,23 @@ def standing(
     environment: str,
     roots: TrustRoots,
     *,
+    served_as: str | None,
     now_ms: int,
 ) -> Standing:
     """The best usable statement: the occupant's own, else the open one with most approvers."""
-    epoch = current_epoch(connection, candidate.model_uid, environment)
+    epoch = current_epoch(connection, candidate.model_uid, environment, served_as)
+    place = _place(candidate.model_uid, served_as)
     rows = connection.execute(
-        _STATEMENTS, {"candidate": candidate.version_uid, "to": environment}
+        _STATEMENTS, {"candidate": candidate.version_uid, "to": environment, "place": place}
     ).all()
     best: Standing | None = None
     notes: list[str] = []
     for row in rows:
         stored = _load(connection, row)
         occupant = row.cleared_epoch is not None and row.cleared_epoch == epoch
-        reason = _unusable(stored, candidate, environment, epoch, now_ms, occupant=occupant)
+        reason = _for_another_place(stored.statement, served_as) or _unusable(
+            stored, candidate, environment, epoch, now_ms, occupant=occupant
+        )
         if reason:
             notes.append(f"statement {stored.statement_id[:12]} {reason}")
             continue
@@ -243,6 +261,15 @@ def standing(
     if best is not None:
         return best
     return Standing(None, False, ApprovalTally((), tuple(notes[:3]), required=1))
+
+
+def _for_another_place(said: PromotionStatement, served_as: str | None) -> str | None:
+    """Why a statement does not count where the version is to go; the signed payload decides."""
+    if said.served_as == served_as:
+        return None
+    if said.served_as is None:
+        return f"lets {said.uri} in by alias or stage, not as {served_as}"
+    return f"lets {said.uri} be served as {said.served_as} only"
 
 
 def _unusable(
@@ -286,19 +313,19 @@ def grant(connection: Connection, stored: StoredStatement, *, now_ms: int) -> in
     """
     said = stored.statement
     lost = RefusedError(
-        f"another promotion of {said.model_name} to {said.to_environment} went through at the "
-        "same moment",
+        f"another promotion of {said.served_as or said.model_name} to {said.to_environment} went "
+        "through at the same moment",
         "request the promotion again",
         subject=f"models:/{said.model_name}/{said.version}",
     )
-    epoch = said.registry_epoch + 1
+    epoch, place = said.registry_epoch + 1, _place(said.model_uid, said.served_as)
     # No savepoints here: on SQLite they would commit by themselves, apart from the change.
     upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     raised = connection.execute(
         upsert(epochs)
-        .values(model_uid=said.model_uid, environment=said.to_environment, epoch=epoch)
+        .values(place=place, environment=said.to_environment, epoch=epoch)
         .on_conflict_do_update(
-            index_elements=["model_uid", "environment"],
+            index_elements=["place", "environment"],
             set_={"epoch": epoch},
             where=epochs.c.epoch == said.registry_epoch,
         )
@@ -318,6 +345,7 @@ def grant(connection: Connection, stored: StoredStatement, *, now_ms: int) -> in
             model_uid=said.model_uid,
             version_uid=said.version_uid,
             environment=said.to_environment,
+            place=place,
             epoch=epoch,
             granted_ms=now_ms,
         )
@@ -326,7 +354,7 @@ def grant(connection: Connection, stored: StoredStatement, *, now_ms: int) -> in
 
 
 def cleared_environments(connection: Connection, candidate: Candidate) -> frozenset[str]:
-    """Environments this very version was ever let into."""
+    """Environments this very version was ever let into, by alias, stage or copy."""
     return frozenset(connection.execute(_CLEARED, {"candidate": candidate.version_uid}).scalars())
 
 

@@ -159,7 +159,7 @@ def _trained(run: str, data: Mapping[str, Any], event_id: str) -> Graph:
 def _requested(event: Mapping[str, Any]) -> Graph:
     statement = f"statements:/{event['data']['statementId']}"
     return [
-        Node(statement, NodeKind.STATEMENT, {"environment": event["data"]["environment"]}),
+        Node(statement, NodeKind.STATEMENT, _target(event["data"])),
         Node(event["subject"], NodeKind.MODEL_VERSION),
     ], [Edge(statement, Relation.REQUESTED_FOR, event["subject"], event["id"])]
 
@@ -170,13 +170,17 @@ def _approved(event: Mapping[str, Any]) -> Graph:
     approval = f"approvals:/{data['statementId'][:16]}/{data['keyid'][:16]}"
     return [
         Node(approval, NodeKind.APPROVAL, {"person": data["person"]}),
-        Node(statement, NodeKind.STATEMENT, {"environment": data["environment"]}),
+        Node(statement, NodeKind.STATEMENT, _target(data)),
     ], [Edge(approval, Relation.APPROVES, statement, event["id"])]
+
+
+def _target(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: data[key] for key in ("environment", "servedAs") if key in data}
 
 
 def _granted(event: Mapping[str, Any]) -> Graph:
     version = event["subject"]
-    model = version.removeprefix("models:/").rpartition("/")[0]
+    model = event["data"].get("servedAs") or version.removeprefix("models:/").rpartition("/")[0]
     environment = f"environments:/{event['data']['environment']}/{model}"
     return [
         Node(version, NodeKind.MODEL_VERSION),

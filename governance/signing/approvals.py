@@ -1,8 +1,9 @@
 """Counting approvals: which distinct people validly signed these very bytes.
 
 A bundle counts when it holds the identical payload, its key is in the trust roots and not revoked,
-the signature verifies, and the person's role allows the environment and the model. Everything else
-becomes a sentence that says why it did not count. Two keys of one person are one approval.
+the signature verifies, and the person's role allows the environment and the model, under each name
+that the statement gives it. Everything else becomes a sentence that says why it did not count. Two
+keys of one person are one approval.
 
 Example::
 
@@ -118,11 +119,9 @@ def _check_person(
     person = roots.person_of(keyid)
     if person is None:
         return f"nobody holds key {keyid[:12]}…"
-    if not roots.may_approve(person.id, statement.to_environment, statement.model_name):
-        return (
-            f"{person.id} has no role to approve {statement.model_name} "
-            f"for {statement.to_environment}"
-        )
+    for name in statement.names:
+        if not roots.may_approve(person.id, statement.to_environment, name):
+            return f"{person.id} has no role to approve {name} for {statement.to_environment}"
     if person.id in signed_with:
         other = "again" if signed_with[person.id] == keyid else "with a second key"
         return f"{person.id} signed {other}, and each person counts once"

@@ -163,6 +163,10 @@ class Fields:
         """As ``optional_fields``, for a key that older documents of the same format lack."""
         return self.optional_fields(key) if key in self.value else None
 
+    def later_text(self, key: str) -> str | None:
+        """As ``text``, for a key that is written only when there is something to say."""
+        return self.text(key) if key in self.value else None
+
     def _list(self, key: str) -> list[Any]:
         value = self._take(key)
         if not isinstance(value, list):

@@ -9,13 +9,11 @@ The caller compares ``release.model`` and ``release.version`` with what it asked
 both to ``Release.parse``. Law: ``Release.parse(release.to_json()) == release``.
 
 A version of a *protected registered model* (``prod.fraud/1``) is a copy of a version that was
-approved under another name (``fraud/3``), its ``origin``, and no approval names the copy itself.
-The signature names the origin, so a clearance whose statement is for the origin is compared with
-the origin's identity. That is sound for the bytes: the digests signed are compared with the bytes
-found in every case, so what people approved for the environment is what is loaded; only the name
-under which it is served differs. No signature speaks for that name: that the copy is of this
-origin is the server's word. Therefore the signers must be people who may approve the environment
-for the served name too, so that a server that lies can only show what they let into it.
+approved under another name (``fraud/3``), its ``origin``. The statement binds the origin's
+identity, the digests, and the name that the copy is served from (``served_as``). So a clearance
+whose statement is for the origin is compared with the origin's identity, and counts for a copy of
+that very name only. That the copy is of this origin is the server's word, and a server that lies
+gains nothing: these bytes under this name are what people signed.
 
 Example::
 
@@ -43,7 +41,7 @@ from governance.errors import (
 )
 from governance.signing.approvals import count_signers
 from governance.signing.documents import Fields, read_json, to_base64
-from governance.signing.statements import PromotionStatement, statement_id
+from governance.signing.statements import PromotionStatement, request_command, statement_id
 from governance.signing.trust import ChainLink, TrustRoots, verify_chain
 
 __all__ = [
@@ -251,7 +249,7 @@ def verify_release(
         UnreachableError: the artifact was never digested, so there is nothing to compare with.
         TamperedError: the bytes differ from the registered ones, the statement is bound to
             something else, or the chain of trust roots does not hold.
-        UnsignedError: a required clearance is missing.
+        UnsignedError: a required clearance is missing, or was given for another served name.
         SignatureError: a signature or signed document is malformed or forged.
         UntrustedKeyError: too few people of the trust roots stand behind the signatures.
         ExpiredError: the clearance may not be used for loading any more.
@@ -263,8 +261,8 @@ def verify_release(
     clearances = _required_clearances(release, environment)
     roots = verify_chain(release.trust_roots, pinned_first=pinned_first_root)
     signers: set[str] = set()
-    for clearance in clearances:
-        statement, persons = _check_signatures(release, clearance, roots)
+    for clearance, statement in clearances:
+        persons = _check_signatures(release, clearance, statement, roots)
         _check_binding(release, clearance, statement, found)
         _check_date(release, statement, now_ms)
         signers.update(persons)
@@ -273,8 +271,8 @@ def verify_release(
         version=release.version,
         root_digest=found.root_digest,
         signers=tuple(sorted(signers)),
-        environments=tuple(clearance.environment for clearance in clearances),
-        statement_id=statement_id(clearances[0].payload),
+        environments=tuple(clearance.environment for clearance, _ in clearances),
+        statement_id=statement_id(clearances[0][0].payload),
     )
 
 
@@ -310,28 +308,72 @@ def _check_bytes(release: Release, found: Manifest) -> None:
     )
 
 
-def _required_clearances(release: Release, environment: str | None) -> tuple[Clearance, ...]:
+def _required_clearances(
+    release: Release, environment: str | None
+) -> tuple[tuple[Clearance, PromotionStatement], ...]:
     """The newest clearance of each environment that must have one; at least one in all."""
-    newest: dict[str, Clearance] = {}
-    for clearance in sorted(release.clearances, key=lambda item: item.epoch):
-        newest[clearance.environment] = clearance
     required = (environment,) if environment is not None else tuple(sorted(release.environments))
+    newest: dict[str, tuple[Clearance, PromotionStatement]] = {}
+    others: list[str] = []
+    for clearance in sorted(release.clearances, key=lambda item: item.epoch):
+        if required and clearance.environment not in required:
+            continue
+        statement = PromotionStatement.parse(clearance.payload)
+        if _is_for_another_name(release, statement):
+            others.append(_way_in(statement))
+            continue
+        # Epochs of the origin and of the copy count different things. The copy's own is later.
+        known = newest.get(clearance.environment)
+        if known is None or _of_origin(release, known[1]) or not _of_origin(release, statement):
+            newest[clearance.environment] = (clearance, statement)
     missing = [name for name in required if name not in newest]
     if missing or not newest:
         where = f"for {', '.join(missing)}" if missing else "for any environment"
+        but = f"; what is shown is for {'; '.join(sorted(set(others)))}" if others else ""
         raise UnsignedError(
-            f"{release.uri} has no signed clearance {where}",
-            "request the promotion and have it approved: `chancery request`",
+            f"{release.uri} has no signed clearance {where}{but}",
+            f"request the promotion and have it approved: `{_command(release, missing)}`",
         )
     if required:
         return tuple(newest[name] for name in dict.fromkeys(required))
-    return (max(newest.values(), key=lambda item: item.epoch),)
+    return (max(newest.values(), key=lambda item: item[0].epoch),)
+
+
+def _of_origin(release: Release, statement: PromotionStatement) -> bool:
+    return release.origin is not None and statement.version_uid == release.origin.version_uid
+
+
+def _served_name(release: Release, statement: PromotionStatement) -> str | None:
+    """What the statement must say of the served name, to count for this release."""
+    return release.model if _of_origin(release, statement) else None
+
+
+def _is_for_another_name(release: Release, statement: PromotionStatement) -> bool:
+    """A statement about this version or its origin that lets it in elsewhere.
+
+    Statements about other versions are not set aside: their binding fails.
+    """
+    here = _of_origin(release, statement) or statement.version_uid == release.version_uid
+    return here and statement.served_as != _served_name(release, statement)
+
+
+def _command(release: Release, missing: list[str]) -> str:
+    if not missing:
+        return "chancery request"
+    if release.origin is None:
+        return request_command(release.uri, missing[0])
+    source = f"models:/{release.origin.model}/{release.origin.version}"
+    return request_command(source, missing[0], release.model)
+
+
+def _way_in(statement: PromotionStatement) -> str:
+    how = "under its own name" if statement.served_as is None else f"as {statement.served_as}"
+    return f"{statement.uri} to {statement.to_environment} {how}"
 
 
 def _check_signatures(
-    release: Release, clearance: Clearance, roots: TrustRoots
-) -> tuple[PromotionStatement, tuple[str, ...]]:
-    statement = PromotionStatement.parse(clearance.payload)
+    release: Release, clearance: Clearance, statement: PromotionStatement, roots: TrustRoots
+) -> tuple[str, ...]:
     counted = count_signers(statement, clearance.payload, clearance.bundles, roots)
     if not counted.sufficient:
         reasons = " ".join(counted.problems)
@@ -344,24 +386,7 @@ def _check_signatures(
         if counted.forged:
             raise SignatureError(message, "request the promotion again")
         raise UntrustedKeyError(message, "have people of today's trust roots approve it again")
-    persons = counted.persons
-    if _of_origin(release, statement):
-        # The statement says nothing about the served name, so its signers must answer for it.
-        persons = tuple(
-            p for p in persons if roots.may_approve(p, clearance.environment, release.model)
-        )
-        if len(persons) < counted.required:
-            raise UntrustedKeyError(
-                f"{release.uri} is a copy of {statement.uri}, whose clearance for "
-                f"{clearance.environment} needs {counted.required} people who may approve "
-                f"{release.model} too, but {len(persons)} of its signers may",
-                f"have people approve it whose role covers {release.model}",
-            )
-    return statement, persons
-
-
-def _of_origin(release: Release, statement: PromotionStatement) -> bool:
-    return release.origin is not None and statement.version_uid == release.origin.version_uid
+    return counted.persons
 
 
 def _check_binding(
@@ -378,12 +403,13 @@ def _check_binding(
         "model uid": (statement.model_uid, signed_for.model_uid),
         "version uid": (statement.version_uid, signed_for.version_uid),
         "environment": (statement.to_environment, clearance.environment),
+        "served name": (statement.served_as, _served_name(release, statement)),
     }
     wrong = [name for name, (signed, actual) in bound.items() if signed != actual]
     if wrong:
         raise TamperedError(
             f"the clearance shown for {release.uri} was signed for something else: "
-            f"{statement.uri} to {statement.to_environment} (other {', '.join(wrong)})",
+            f"{_way_in(statement)} (other {', '.join(wrong)})",
             "do not load it; if the model was renamed, have it approved under its new name",
         )
 

@@ -1,7 +1,8 @@
 """The promotion statement: what people sign when they let a model into an environment.
 
 An in-toto Statement v1 whose predicate is a SLSA verification summary (VSA), plus a ``promotion``
-block that binds it to one incarnation of one version, one environment and one registry epoch.
+block that binds it to one incarnation of one version, one environment and one registry epoch, and
+to the protected registered model that it is to be served from, if it enters by a copy.
 Its subject is the OMS root digest, so any in-toto tool can match it with the model's bytes.
 
 Rules: the payload is canonical JSON and has one spelling (``parse`` refuses every other); it fits
@@ -17,6 +18,7 @@ Example::
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +34,7 @@ __all__ = [
     "SIGNED_SIZE_LIMIT",
     "InputAttestation",
     "PromotionStatement",
+    "request_command",
     "statement_id",
 ]
 
@@ -48,6 +51,12 @@ _LAST_MS = 253402300799999  # the end of the year 9999, the last that RFC 3339 c
 def statement_id(payload: bytes) -> str:
     """How a statement is named: the hex SHA-256 of its payload."""
     return sha256_hex(payload)
+
+
+def request_command(uri: str, environment: str, served_as: str | None = None) -> str:
+    """What a person types to have a statement issued."""
+    command = f"chancery request {shlex.quote(uri)} --to {shlex.quote(environment)}"
+    return command if served_as is None else f"{command} --as {shlex.quote(served_as)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,8 @@ class PromotionStatement:
         manifest_digest: Digest of its file manifest (hex).
         from_environment: Where the version is now; None when it is nowhere.
         to_environment: Where it is to go.
-        registry_epoch: Epoch of model and environment when the promotion was requested.
+        registry_epoch: Epoch of the place it goes to when the promotion was requested: of model and
+            environment, or of environment and ``served_as``.
         nonce: Makes the statement unique.
         not_after_ms: Until when the statement may be used for a promotion.
         threshold: How many distinct persons must sign; at least one.
@@ -84,6 +94,8 @@ class PromotionStatement:
         inputs: The evidence the gate read.
         verified_levels: Levels the gate vouches for (VSA's ``verifiedLevels``).
         valid_until_ms: Until when the version may be loaded; None means without end.
+        served_as: The protected registered model that a copy of the version is to be served from;
+            None: the version itself, by alias or stage. Written only when set.
     """
 
     model_uid: str
@@ -107,10 +119,16 @@ class PromotionStatement:
     inputs: tuple[InputAttestation, ...] = ()
     verified_levels: tuple[str, ...] = ()
     valid_until_ms: int | None = None
+    served_as: str | None = None
 
     @property
     def uri(self) -> str:
         return f"models:/{self.model_name}/{self.version}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The registered models that whoever approves must have the role for."""
+        return (self.model_name,) if self.served_as is None else (self.model_name, self.served_as)
 
     def to_payload(self) -> bytes:
         """The bytes to sign; ``parse`` is the inverse.
@@ -141,6 +159,7 @@ class PromotionStatement:
         return statement
 
     def _document(self) -> dict[str, Any]:
+        served_as = {} if self.served_as is None else {"servedAs": self.served_as}
         return {
             "_type": _STATEMENT_TYPE,
             "subject": [{"name": self.uri, "digest": {"sha256": self.root_digest}}],
@@ -170,6 +189,7 @@ class PromotionStatement:
                     "validUntil": self.valid_until_ms,
                     "threshold": self.threshold,
                     "decisionDigest": self.decision_digest,
+                    **served_as,
                 },
             },
         }
@@ -182,12 +202,18 @@ class PromotionStatement:
             if self.valid_until_ms is not None
             else "It may then be loaded without an end date."
         )
+        served = (
+            f", to be served as registered model {_shown(self.served_as)}"
+            if self.served_as is not None
+            else ""
+        )
         persons = "1 person" if self.threshold == 1 else f"{self.threshold} different persons"
         evidence = [f"  {_shown(item.uri)} (sha256 {item.digest})" for item in self.inputs]
         return "\n".join(
             [
                 f"You are about to approve that version {self.version} of the model "
-                f"{_shown(self.model_name)} goes from {origin} to {_shown(self.to_environment)}.",
+                f"{_shown(self.model_name)} goes from {origin} to {_shown(self.to_environment)}"
+                f"{served}.",
                 f"The model's files have the root digest sha256 {self.root_digest}",
                 f"and the manifest digest sha256 {self.manifest_digest}.",
                 f"{_shown(self.verifier_id)} checked them on {_plain_time(self.time_verified_ms)} "
@@ -245,6 +271,7 @@ def _read(payload: bytes) -> PromotionStatement:
         inputs=tuple(_input(item) for item in predicate.each("inputAttestations")),
         verified_levels=predicate.texts("verifiedLevels"),
         valid_until_ms=promotion.optional_integer("validUntil"),
+        served_as=promotion.later_text("servedAs"),
     )
     for fields in (statement, subjects[0], predicate, verifier, policy, promotion):
         fields.done()

@@ -39,6 +39,7 @@ class PromotionBody(_Body):
     name: Annotated[str, Field(min_length=1, max_length=256)]
     version: Annotated[int, Field(ge=1, le=_LARGEST)]
     environment: Annotated[str, Field(min_length=1, max_length=64)]
+    served_as: Annotated[str | None, Field(alias="servedAs", min_length=1, max_length=256)] = None
 
 
 class ApprovalBody(_Body):
@@ -74,7 +75,10 @@ def build_router(backend: Callable[[], Backend]) -> APIRouter:
 
     @router.post("/promotions")
     def request_promotion(body: PromotionBody) -> dict[str, Any]:
-        return backend().request_promotion(body.name, body.version, body.environment).to_dict()
+        found = backend().request_promotion(
+            body.name, body.version, body.environment, served_as=body.served_as
+        )
+        return found.to_dict()
 
     @router.get("/promotions")
     def promotions(name: str | None = None) -> dict[str, Any]:
@@ -89,8 +93,13 @@ def build_router(backend: Callable[[], Backend]) -> APIRouter:
         return backend().approve(statement_id, body.bundle).to_dict()
 
     @router.get("/models/{name}/versions/{version}/decision")
-    def decision(name: str, version: Version, environment: str) -> dict[str, Any]:
-        return backend().evaluate(name, version, environment).to_dict()
+    def decision(
+        name: str,
+        version: Version,
+        environment: str,
+        served_as: Annotated[str | None, Query(alias="servedAs")] = None,
+    ) -> dict[str, Any]:
+        return backend().evaluate(name, version, environment, served_as=served_as).to_dict()
 
     @router.get("/models/{name}/versions/{version}/release")
     def release(name: str, version: Version) -> dict[str, Any]:

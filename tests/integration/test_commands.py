@@ -14,6 +14,7 @@ from governance.cli import main
 from governance.errors import PromotionDeniedError, RefusedError
 from governance.signing.keys import create_key
 from tests.conftest import StartServer
+from tests.integration.copies import apply_policy
 from tests.scenario import Scenario
 
 
@@ -74,6 +75,58 @@ def test_every_command_answers_json(store: Scenario, tmp_path: Path) -> None:
     revoked = answered(chancery("revoke", model, "--reason", "biased", "--json"))
     assert revoked == {"model": model, "reason": "biased"}
     assert answered(chancery("verify", model, "--json"), 1)["error"] == "REVOKED"
+
+
+def test_a_copy_from_the_request_to_the_load(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply_policy(tmp_path, monkeypatch)
+    store: Scenario = request.getfixturevalue("store")  # opened under that policy
+    model = f"models:/fraud/{store.train()}"
+    command = [model, "--to", "prod", "--as", "prod.fraud"]
+    denied = answered(chancery("check", *command, "--json"), 1)
+    assert denied["servedAs"] == "prod.fraud"
+    assert f"chancery request {' '.join(command)}`" in denied["conditions"][-1]["remedy"]
+    wrong = answered(chancery("request", model, "--to", "prod", "--as", "fraud2", "--json"), 1)
+    assert (wrong["error"], "prod.*" in wrong["remedy"]) == ("REFUSED", True)
+
+    asked = chancery("request", *command)
+    assert asked.exit_code == 0
+    assert "to be served as registered model prod.fraud" in asked.output
+    found = answered(chancery("show", "--json"))[0]
+    assert found["servedAs"] == "prod.fraud"
+    assert found["statement"]["predicate"]["promotion"]["servedAs"] == "prod.fraud"
+    assert "to be served as registered model prod.fraud" in chancery("show").output
+    approved = chancery("approve", found["statementId"][:12], input="y\n")
+    assert "to be served as registered model 'prod.fraud'" in " ".join(approved.output.split())
+    assert chancery("check", *command).exit_code == 0
+    assert chancery("check", model, "--to", "prod").exit_code == 1
+
+    store.client.copy_model_version(model, "prod.fraud")
+    verified = answered(chancery("verify", "models:/prod.fraud/1", "--env", "prod", "--json"))
+    assert verified["statementId"] == found["statementId"]
+    unsigned = answered(chancery("verify", model, "--env", "prod", "--json"), 1)
+    assert unsigned["error"] == "UNSIGNED"
+
+
+def test_a_key_that_was_named_is_not_made(
+    store: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = store.request(store.train(), "staging")
+    typo = tmp_path / "typo.key"
+    approve = ["approve", found.statement_id[:12], "--yes", "--json"]
+    said = answered(chancery(*approve, "--key", f"file:{typo}"), 3)
+    assert said["error"] == "MISCONFIGURED"
+    assert str(typo) in said["message"]
+    public = tmp_path / "bea.pub"
+    public.write_text(create_key(tmp_path / "bea.key").public_key_pem)
+    add = ["trust", "add", "bea", "--public-key", str(public), "--key", f"file:{typo}", "--json"]
+    assert answered(chancery(*add), 3)["error"] == "MISCONFIGURED"
+    monkeypatch.setenv("CHANCERY_KEY", f"file:{typo}")
+    assert answered(chancery(*approve), 3)["error"] == "MISCONFIGURED"
+    assert not typo.exists()
+    monkeypatch.setenv("CHANCERY_KEY", f"file:{store.home / 'approver.key'}")
+    assert answered(chancery(*approve))["approvals"]
 
 
 def test_lineage_that_was_cut_says_so(store: Scenario, tmp_path: Path) -> None:

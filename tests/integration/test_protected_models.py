@@ -12,66 +12,29 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import select, update
 
 from governance.database import connect, models, versions
-from governance.errors import GovernanceError
+from governance.errors import PromotionDeniedError, RefusedError
 from governance.settings import plain_database_uri
 from governance.signing.roots import approver
 from governance.signing.trust import sign_roots, verify_chain
-from mlflow_plugins.exceptions import GovernedMlflowException
+from tests.integration.copies import (
+    POLICY,
+    apply_policy,
+    clear,
+    copy,
+    governed,
+    load,
+    refused_copy,
+    refused_load,
+)
 from tests.scenario import FEATURES, Scenario
 
-POLICY = """\
-version: 1
-environments:
-  - name: staging
-    aliases: [challenger]
-    registered_models: ["staging.*"]
-  - name: prod
-    aliases: [champion]
-    registered_models: ["prod.*"]
-    requires: {after: null}
-"""
+on_both = pytest.mark.parametrize("scenario", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def policy(private_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def policy(private_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Read when the scenario opens its store; the fixture that uses it comes later."""
-    path = tmp_path / "policy.yaml"
-    path.write_text(POLICY)
-    monkeypatch.setenv("CHANCERY_POLICY", str(path))
-
-
-def copy(scenario: Scenario, version: int, to: str = "prod.fraud", name: str = "fraud") -> int:
-    """What the UI's *Promote model* button does; the new version's number."""
-    found = scenario.client.copy_model_version(f"models:/{name}/{version}", to)
-    return int(found.version)
-
-
-def governed(error: pytest.ExceptionInfo[MlflowException]) -> GovernanceError:
-    """The refusal itself: MLflow's copy wraps it in an exception of its own."""
-    cause: BaseException | None = error.value
-    while cause is not None and not isinstance(cause, GovernedMlflowException):
-        cause = cause.__cause__
-    assert isinstance(cause, GovernedMlflowException), repr(error.value)
-    assert cause.error_code == "PERMISSION_DENIED"
-    return cause.governance_error
-
-
-def refused_copy(scenario: Scenario, version: int, **where: str) -> GovernanceError:
-    to = where.get("to", "prod.fraud")
-    with pytest.raises(MlflowException) as error:
-        copy(scenario, version, **where)
-    assert not scenario.client.search_model_versions(f"name = '{to}'")
-    return governed(error)
-
-
-def load(uri: str = "models:/prod.fraud/1") -> mlflow.pyfunc.PyFuncModel:
-    return mlflow.pyfunc.load_model(uri)
-
-
-def refused_load(uri: str = "models:/prod.fraud/1") -> GovernanceError:
-    with pytest.raises(MlflowException) as error:
-        load(uri)
-    return governed(error)
+    return apply_policy(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["prod.fraud", "PROD.fraud"])
@@ -87,7 +50,7 @@ def test_nothing_is_registered_straight_into_it(scenario: Scenario, name: str) -
 
     version = scenario.train()
     source = scenario.client.get_model_version("fraud", str(version)).source
-    scenario.clear(version, "prod")
+    scenario.clear(version, "prod", served_as=name)
     for place in (source, scenario.model_folder(version).as_uri(), "models:/fraud@champion"):
         with pytest.raises(MlflowException):
             scenario.client.create_model_version(name, place)
@@ -98,14 +61,17 @@ def test_nothing_is_registered_straight_into_it(scenario: Scenario, name: str) -
 def test_an_unapproved_version_is_not_copied_into_it(scenario: Scenario, name: str) -> None:
     version = scenario.train()
     said = refused_copy(scenario, version, to=name)
-    assert f"chancery request models:/fraud/{version} --to prod" in str(said)
+    assert f"chancery request models:/fraud/{version} --to prod --as {name}`" in str(said)
     denied = [e for e in scenario.events() if e["type"] == "gates:promotion:denied"]
     assert denied[-1]["subject"] == f"models:/fraud/{version}"
+    assert denied[-1]["data"]["servedAs"] == name
 
 
+@on_both
 def test_an_approved_version_is_copied_and_the_copy_loads(scenario: Scenario) -> None:
     version = scenario.train()
-    request = scenario.clear(version, "prod")
+    request = scenario.clear(version, "prod", served_as="prod.fraud")
+    assert request.served_as == "prod.fraud"
     assert copy(scenario, version) == 1
     assert len(load().predict(FEATURES)) == len(FEATURES)
 
@@ -115,7 +81,11 @@ def test_an_approved_version_is_copied_and_the_copy_loads(scenario: Scenario) ->
         "environment": "prod",
         "statementId": request.statement_id,
         "copiedTo": "models:/prod.fraud/1",
+        "servedAs": "prod.fraud",
     }
+    for kind in ("gates:promotion:requested", "gates:promotion:approved"):
+        [event] = [e for e in scenario.events() if e["type"] == kind]
+        assert event["data"]["servedAs"] == "prod.fraud"
     registered = [e for e in scenario.events() if e["type"] == "registry:model-version:registered"]
     assert registered[-1]["data"]["promotedFrom"] == f"models:/fraud/{version}"
 
@@ -127,26 +97,39 @@ def test_an_approved_version_is_copied_and_the_copy_loads(scenario: Scenario) ->
     assert scenario.backend.release("fraud", version)["origin"] is None
 
 
+@on_both
 def test_one_approval_makes_one_version_the_occupant(scenario: Scenario) -> None:
     first, second = scenario.train(), scenario.train()
-    scenario.clear(first, "prod")
+    clear(scenario, first)
     assert copy(scenario, first) == 1
-    assert copy(scenario, first, to="prod.backup") == 1  # the occupant needs no new approval
+    assert copy(scenario, first) == 2  # the occupant needs no new approval
     with pytest.raises(MlflowException) as error:
         copy(scenario, second)
     governed(error)
-    scenario.clear(second, "prod")
-    assert copy(scenario, second) == 2
+    clear(scenario, second)
+    assert copy(scenario, second) == 3
     with pytest.raises(MlflowException) as error:
         copy(scenario, first)
     assert "replayed" in str(governed(error))
-    for uri in ("models:/prod.fraud/1", "models:/prod.fraud/2", "models:/prod.backup/1"):
-        load(uri)
+    for version in (1, 2, 3):
+        load(f"models:/prod.fraud/{version}")
+
+
+def test_an_order_of_environments_is_kept_by_copies(scenario: Scenario, policy: Path) -> None:
+    policy.write_text(POLICY.replace("after: null", "after: staging"))
+    version = scenario.train()
+    with pytest.raises(PromotionDeniedError, match="promoted to staging before prod"):
+        scenario.request(version, "prod", served_as="prod.fraud")
+    scenario.clear(version, "staging", served_as="staging.fraud")
+    copy(scenario, version, to="staging.fraud")
+    clear(scenario, version)
+    copy(scenario, version)
+    load()
 
 
 def test_an_approval_for_another_environment_does_not_count(scenario: Scenario) -> None:
     version = scenario.train()
-    scenario.promote(version, "challenger", "staging")
+    scenario.clear(version, "staging", served_as="staging.fraud")
     refused_copy(scenario, version)
     assert copy(scenario, version, to="staging.fraud") == 1
     load("models:/staging.fraud/1")
@@ -154,7 +137,7 @@ def test_an_approval_for_another_environment_does_not_count(scenario: Scenario) 
 
 def test_a_copy_of_tampered_files_is_refused(scenario: Scenario) -> None:
     version = scenario.train()
-    scenario.clear(version, "prod")
+    clear(scenario, version)
     path = scenario.model_folder(version) / "MLmodel"
     path.write_text(path.read_text() + "\n# x")
     assert "are not those of" in str(refused_copy(scenario, version))
@@ -162,7 +145,7 @@ def test_a_copy_of_tampered_files_is_refused(scenario: Scenario) -> None:
 
 def test_a_copy_of_files_that_are_gone_is_refused(scenario: Scenario) -> None:
     version = scenario.train()
-    scenario.clear(version, "prod")
+    clear(scenario, version)
     folder = scenario.model_folder(version)
     folder.rename(folder.with_name("gone"))
     assert "cannot read the files" in str(refused_copy(scenario, version))
@@ -170,7 +153,7 @@ def test_a_copy_of_files_that_are_gone_is_refused(scenario: Scenario) -> None:
 
 def test_a_copy_cannot_name_one_version_and_another_ones_files(scenario: Scenario) -> None:
     good, bad = scenario.train(), scenario.train()
-    scenario.clear(good, "prod")
+    clear(scenario, good)
     other = scenario.client.get_model_version("fraud", str(bad)).source.removeprefix("models:/")
     scenario.client.create_registered_model("prod.fraud")
     with pytest.raises(MlflowException) as error:
@@ -180,7 +163,7 @@ def test_a_copy_cannot_name_one_version_and_another_ones_files(scenario: Scenari
 
 def test_files_tampered_with_after_the_copy_do_not_load(scenario: Scenario) -> None:
     version = scenario.train()
-    scenario.clear(version, "prod")
+    clear(scenario, version)
     copy(scenario, version)
     path = scenario.model_folder(1, "prod.fraud") / "MLmodel"
     path.write_text(path.read_text() + "\n# x")
@@ -201,7 +184,7 @@ def test_a_model_with_versions_is_not_renamed_into_it(scenario: Scenario, name: 
 @pytest.mark.parametrize("name", ["elsewhere", "prod.other", "PROD.fraud"])
 def test_nor_out_of_it(scenario: Scenario, name: str) -> None:
     version = scenario.train()
-    scenario.clear(version, "prod")
+    clear(scenario, version)
     copy(scenario, version)
     with pytest.raises(MlflowException) as error:
         scenario.client.rename_registered_model("prod.fraud", name)
@@ -211,7 +194,7 @@ def test_nor_out_of_it(scenario: Scenario, name: str) -> None:
 
 def test_the_model_that_a_copy_came_from_keeps_its_name(scenario: Scenario) -> None:
     version = scenario.train()
-    scenario.clear(version, "prod")
+    clear(scenario, version)
     copy(scenario, version)
     with pytest.raises(MlflowException) as error:
         scenario.client.rename_registered_model("fraud", "payments")
@@ -223,14 +206,14 @@ def test_the_model_that_a_copy_came_from_keeps_its_name(scenario: Scenario) -> N
 
 def test_a_revoked_source_is_not_copied(scenario: Scenario) -> None:
     version = scenario.train()
-    scenario.clear(version, "prod")
+    clear(scenario, version)
     scenario.backend.revoke("fraud", version, "leaks personal data")
     assert "leaks personal data" in str(refused_copy(scenario, version))
 
 
 def test_revoking_the_source_revokes_its_copies(scenario: Scenario) -> None:
     version = scenario.train()
-    scenario.clear(version, "prod")
+    clear(scenario, version)
     copy(scenario, version)
     load()
     scenario.backend.revoke("fraud", version, "leaks personal data")
@@ -256,10 +239,12 @@ def uid_of(scenario: Scenario, name: str, version: int) -> str:
 def test_an_origin_swapped_in_the_database_is_refused(scenario: Scenario, cleared: bool) -> None:
     """A database administrator names another version as the origin, cleared or not, or none."""
     version, other = scenario.train(), scenario.train("toy")
-    scenario.clear(version, "prod")
+    clear(scenario, version)
     copy(scenario, version)
     if cleared:
-        scenario.promote(other, "champion", "prod", "toy")
+        scenario.clear(other, "prod", "toy", served_as="prod.fraud")
+        copy(scenario, other, name="toy")
+        load("models:/prod.fraud/2")
     copied = uid_of(scenario, "prod.fraud", 1)
     for origin in (uid_of(scenario, "toy", other), copied, "0" * 32, None):
         with connect(plain_database_uri(scenario.uri)).begin() as connection:
@@ -273,20 +258,28 @@ def test_an_origin_swapped_in_the_database_is_refused(scenario: Scenario, cleare
 
 
 def test_approvers_of_another_model_do_not_fill_it(scenario: Scenario) -> None:
-    """Whoever approves ``toy`` only cannot bring it into ``prod.fraud`` that way."""
+    """Whoever approves one of the two names only cannot bring ``toy`` into ``prod.fraud``."""
     version = scenario.train("toy")
     bea = scenario.add_person("bea")
-    give_role(scenario, "bea", "toy")
-    scenario.approve(scenario.request(version, "prod", "toy"), bea)
-    assert "may approve prod.fraud too" in str(refused_copy(scenario, version, name="toy"))
-    give_role(scenario, "bea", "prod.*")
+    change_role(scenario, "bea", "grant", "toy")
+    request = scenario.request(version, "prod", "toy", served_as="prod.fraud")
+    with pytest.raises(RefusedError, match=r"bea may not approve prod\.fraud for prod"):
+        scenario.approve(request, bea)
+    change_role(scenario, "bea", "grant", "prod.*")
+    scenario.approve(request, bea)
+    change_role(scenario, "bea", "withdraw", "toy")
+    said = refused_copy(scenario, version, name="toy")
+    assert "bea has no role to approve toy for prod" in str(said)
+    change_role(scenario, "bea", "grant", "toy")
     assert copy(scenario, version, name="toy") == 1
     load()
+    change_role(scenario, "bea", "withdraw", "prod.*")
+    assert refused_load().code == "UNTRUSTED_KEY"
 
 
-def give_role(scenario: Scenario, person: str, glob: str) -> None:
+def change_role(scenario: Scenario, person: str, change: str, glob: str) -> None:
     roots = verify_chain(scenario.backend.trust_roots(), pinned_first=None).successor()
-    payload = roots.grant(person, approver("prod", glob)).to_payload()
+    payload = getattr(roots, change)(person, approver("prod", glob)).to_payload()
     scenario.backend.change_trust_roots(payload, [sign_roots(payload, scenario.signer)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from governance.backend import PromotionRequest
 from governance.records import Condition, Decision
@@ -35,4 +36,5 @@ def test_a_decision_comes_back_as_it_went() -> None:
 
 
 def test_a_promotion_comes_back_as_it_went() -> None:
-    assert PromotionRequest.from_dict(json.loads(json.dumps(REQUEST.to_dict()))) == REQUEST
+    for request in (REQUEST, replace(REQUEST, served_as="prod.fraud")):
+        assert PromotionRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request

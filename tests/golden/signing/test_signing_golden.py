@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from governance.canonical import Manifest
-from governance.errors import SignatureError, TamperedError, UntrustedKeyError
+from governance.errors import SignatureError, TamperedError, UnsignedError, UntrustedKeyError
 from governance.signing.approvals import tally
 from governance.signing.dsse import parse_bundle, verify_bundle
 from governance.signing.release import Release, verify_release
@@ -62,9 +62,11 @@ def test_approvals_of_the_first_release_count() -> None:
     assert counted.problems == ()
 
 
-def load(text: str, manifest: bytes, pin: str = FIRST_ROOT) -> tuple[str, ...]:
+def load(
+    text: str, manifest: bytes, pin: str = FIRST_ROOT, *, name: str = "fraud", version: int = 3
+) -> tuple[str, ...]:
     return verify_release(
-        Release.parse(text, model="fraud", version=3),
+        Release.parse(text, model=name, version=version),
         Manifest.from_json(manifest),
         environment="prod",
         require_signature=True,
@@ -77,6 +79,20 @@ def test_a_release_of_the_first_release_loads() -> None:
     text = data("release.json").decode()
     assert Release.parse(text).to_json() == text
     assert load(text, data("manifest.json")) == ("alice", "bob")
+
+
+def test_a_copy_in_a_protected_registered_model_loads_under_its_name_only() -> None:
+    payload = data("statement.served-as.json")
+    statement = PromotionStatement.parse(payload)
+    assert statement.to_payload() == payload
+    assert (statement.uri, statement.served_as) == ("models:/fraud/3", "fraud-live")
+    text = data("release.served-as.json").decode()
+    assert Release.parse(text).to_json() == text
+    manifest = data("manifest.json")
+    assert load(text, manifest, name="fraud-live", version=1) == ("alice", "bob")
+    with pytest.raises(UnsignedError):
+        load(text.replace('"model":"fraud-live"', '"model":"fraud-loans"'), manifest,
+             name="fraud-loans", version=1)  # fmt: skip
 
 
 def test_and_still_refuses_other_bytes_roots_and_signatures() -> None:

@@ -245,6 +245,17 @@ def test_approvals_without_a_request() -> None:
     assert "(not counted: statement 0a has expired)" in condition.found
 
 
+def test_a_copy_is_asked_for_by_the_name_it_is_served_from() -> None:
+    unsigned = replace(EVIDENCE, signers=(), statement_id=None)
+    decision = decide(CANDIDATE, unsigned, POLICY, "prod", served_as="prod.fraud")
+    command = f"chancery request {CANDIDATE.uri} --to prod --as prod.fraud"
+    assert f"run `{command}`" in unmet(decision)[0].remedy
+    assert f"{CANDIDATE.uri} may not be promoted to prod as prod.fraud yet" in decision.explain()
+    assert decision.to_dict()["servedAs"] == "prod.fraud"
+    assert Decision.from_dict(decision.to_dict()) == decision
+    assert "servedAs" not in prod().to_dict()
+
+
 def test_approvals_that_are_missing() -> None:
     condition = only_unmet(
         replace(EVIDENCE, signers=("alice",), approval_problems=("carol's key was removed.",))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from governance.errors import NotFoundError, PolicyError
+from governance.errors import NotFoundError, PolicyError, RefusedError
 from governance.gates.policy import Policy, default_policy, load_policy, parse_policy
 from governance.gates.schema import PROVENANCE_TAGS, Environment, Requires, folded
 from governance.identity import ProofLevel
@@ -107,6 +107,32 @@ environments:
 def test_registered_models_of_an_environment(name: str, environment: str | None) -> None:
     found = parse_policy(MODELS).environment_for_registered_model(name)
     assert (found and found.name) == environment
+
+
+@pytest.mark.parametrize("served_as", [None, "prod.fraud", "PROD.fraud"])
+def test_the_ways_in(served_as: str | None) -> None:
+    policy = parse_policy(MODELS.replace("name: prod,", "name: prod, aliases: [champion],"))
+    assert policy.way_in("Prod", served_as).name == "prod"
+
+
+@pytest.mark.parametrize(
+    ("environment", "served_as", "words"),
+    [
+        ("prod", "fraud", "'fraud' is no registered model of prod: the policy protects no"),
+        ("prod", "staging.fraud", "is no registered model of prod: it is one of staging"),
+        ("staging", "prod.live", "is no registered model of staging: it is one of prod"),
+        ("sandbox", "anything", "is no registered model of sandbox"),
+        ("prod", "", "protects no registered model of that name"),
+        ("prod", "prod.a/b", "protects no registered model of that name"),
+        ("prod", "prod." + "a" * 252, "protects no registered model of that name"),
+        ("prod", None, r"no alias or stage; .*\(Prod\.\*\) Remedy: say which: add `--as"),
+    ],
+)
+def test_what_is_no_way_in(environment: str, served_as: str | None, words: str) -> None:
+    with pytest.raises(RefusedError, match=words):
+        parse_policy(MODELS).way_in(environment, served_as)
+    with pytest.raises(RefusedError, match="without `--as`"):
+        default_policy().way_in("prod", "prod.fraud")
 
 
 def test_no_registered_model_is_protected_by_default() -> None:

@@ -107,6 +107,22 @@ def test_every_step_is_derived_from_its_event(engine: Engine) -> None:
     assert "models:/prompt/1" not in ids
 
 
+def test_a_promotion_by_copy_fills_the_environment_of_the_served_name(engine: Engine) -> None:
+    data = {"environment": "prod", "statementId": "6" * 64, "servedAs": "prod.fraud"}
+    sequence(
+        engine,
+        (EventName.PROMOTION_REQUESTED, "models:/fraud/1", data),
+        (EventName.PROMOTION_GRANTED, "models:/fraud/1", data),
+    )
+    catch_up(engine)
+    with engine.connect() as connection:
+        down = walk(connection, "models:/fraud/1", "down", 50)
+    nodes = {node.id: node.attributes for node in down.nodes}
+    assert nodes[f"statements:/{'6' * 64}"] == {"environment": "prod", "servedAs": "prod.fraud"}
+    assert "environments:/prod/prod.fraud" in nodes
+    assert "environments:/prod/fraud" not in nodes
+
+
 def test_goes_on_where_it_stopped_and_can_be_built_anew(engine: Engine) -> None:
     sequence(engine, *STORY[:3])
     assert catch_up(engine) == 3

@@ -149,3 +149,27 @@ def test_a_statement_cannot_go_below_the_trust_roots_floor() -> None:
     result = tally(alone, payload, bundles(payload, ALICE), trusted, now_ms=NOW)
     assert result.required == 2
     assert not result.sufficient
+
+
+def test_the_role_must_cover_both_names() -> None:
+    """Bob approves ``fraud*`` only; Alice approves all."""
+    for served_as, persons in (("fraud-live", ("alice", "bob")), ("prod.fraud", ("alice",))):
+        said = statement(served_as=served_as)
+        payload = said.to_payload()
+        counted = tally(said, payload, bundles(payload, ALICE, BOB), roots(), now_ms=NOW)
+        assert counted.persons == persons
+    assert "bob has no role to approve prod.fraud for prod" in only_problem(counted)
+    said = statement(model_name="payments", served_as="fraud")
+    payload = said.to_payload()
+    counted = tally(said, payload, bundles(payload, BOB), roots(), now_ms=NOW)
+    assert "bob has no role to approve payments for prod" in only_problem(counted)
+
+
+def test_a_signature_does_not_move_to_another_served_name() -> None:
+    said = statement(served_as="fraud-live")
+    other = statement(served_as="fraud-loans")
+    signatures = bundles(said.to_payload(), ALICE, BOB)
+    counted = tally(other, other.to_payload(), signatures, roots(), now_ms=NOW)
+    assert (counted.persons, counted.forged) == ((), 2)
+    counted = tally(other, said.to_payload(), signatures, roots(), now_ms=NOW)
+    assert not counted.persons

@@ -17,6 +17,7 @@ from governance.errors import (
     UntrustedKeyError,
 )
 from governance.signing.release import Origin, Release, Revocation, VerifiedLoad, verify_release
+from governance.signing.statements import statement_id
 from tests.unit.signing.signing_world import (
     ALICE,
     ALICE_SECOND,
@@ -248,10 +249,13 @@ def test_the_newest_clearance_counts() -> None:
 ORIGIN = Origin("fraud", 3, "a" * 32, "b" * 32)
 
 
+SERVED = clearance(statement(served_as="fraud-live"))
+
+
 def copy(**changes: object) -> Release:
-    """``fraud-live/1``, a promoted copy of ``fraud/3``; the clearance is for ``fraud/3``."""
+    """``fraud-live/1``, a promoted copy of ``fraud/3``, which people approved for that name."""
     identity = {"model": "fraud-live", "version": 1, "model_uid": "1" * 32, "version_uid": "2" * 32}
-    return release(**{**identity, "origin": ORIGIN, **changes})
+    return release(**{**identity, "origin": ORIGIN, "clearances": (SERVED,), **changes})
 
 
 def test_a_promoted_copy_loads_by_its_origins_clearance() -> None:
@@ -261,8 +265,43 @@ def test_a_promoted_copy_loads_by_its_origins_clearance() -> None:
 
 
 def test_without_its_origin_a_copy_has_no_clearance() -> None:
-    with pytest.raises(TamperedError, match=r"other model, version, model uid, version uid"):
+    with pytest.raises(TamperedError, match=r"other model, version, .*version uid, served name"):
         load(copy(origin=None))
+    with pytest.raises(TamperedError, match=r"other model, version, model uid, version uid\)"):
+        load(copy(origin=None, clearances=(clearance(),)))
+
+
+def test_a_version_approved_for_one_served_name_is_not_served_from_another() -> None:
+    """The attack: approved for ``fraud-live``, shown as ``fraud-loans``."""
+    with pytest.raises(UnsignedError, match=r"fraud-loans/1 has no.*to prod as fraud-live") as said:
+        load(copy(model="fraud-loans"))
+    assert "chancery request models:/fraud/3 --to prod --as fraud-loans" in said.value.remedy
+    both = (SERVED, clearance(statement(served_as="fraud-loans", registry_epoch=9)))
+    for model in ("fraud-live", "fraud-loans"):
+        assert load(copy(model=model, clearances=both)).signers == ("alice", "bob")
+    for spelling in ("Fraud-live", "fraud-live ", "fraud-live2"):
+        with pytest.raises(UnsignedError):
+            load(copy(model=spelling))
+
+
+def test_a_clearance_under_the_own_name_does_not_serve_a_copy_and_the_reverse() -> None:
+    with pytest.raises(UnsignedError, match="models:/fraud/3 to prod under its own name"):
+        load(copy(clearances=(clearance(),)))
+    with pytest.raises(UnsignedError, match="models:/fraud/3 to prod as fraud-live"):
+        load(release(clearances=(SERVED,)))
+    with pytest.raises(UnsignedError, match="for any environment"):  # nor where any would do
+        load(release(clearances=(SERVED,), environments=()), require_signature=True)
+    later = clearance(statement(served_as="fraud-live", registry_epoch=99))
+    assert load(release(clearances=(later, clearance()))).environments == ("prod",)
+
+
+def test_a_server_cannot_pass_the_origin_off_as_the_copy() -> None:
+    with pytest.raises(UnsignedError):  # the copy is said to be the very version it came from
+        load(copy(model_uid=ORIGIN.model_uid, version_uid=ORIGIN.version_uid,
+                  clearances=(clearance(),)))  # fmt: skip
+    with pytest.raises(TamperedError, match="other model, version"):
+        load(copy(model_uid=ORIGIN.model_uid, version_uid=ORIGIN.version_uid, origin=None,
+                  clearances=(clearance(),)))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -288,7 +327,8 @@ def test_a_copy_of_other_bytes_than_the_approved_is_refused() -> None:
 
 
 def test_an_origins_clearance_for_another_environment_is_refused() -> None:
-    canary = clearance(statement(to_environment="canary", threshold=1), BOB)
+    said = statement(to_environment="canary", threshold=1, served_as="fraud-live")
+    canary = clearance(said, BOB)
     with pytest.raises(UnsignedError, match="for prod"):
         load(copy(clearances=(canary,)))
     with pytest.raises(TamperedError, match="other environment"):
@@ -296,8 +336,9 @@ def test_an_origins_clearance_for_another_environment_is_refused() -> None:
 
 
 def test_the_signers_of_an_origin_must_answer_for_the_served_name() -> None:
-    with pytest.raises(UntrustedKeyError, match=r"models:/fraud/3.*credit too, but 1 of"):
-        load(copy(model="credit"))  # bob approves fraud* only
+    served = clearance(statement(served_as="credit"))
+    with pytest.raises(UntrustedKeyError, match=r"1 signed validly.*bob has no role to approve cr"):
+        load(copy(model="credit", clearances=(served,)))  # bob approves fraud* only
 
 
 def test_a_clearance_of_the_copy_itself_still_counts() -> None:
@@ -305,6 +346,8 @@ def test_a_clearance_of_the_copy_itself_still_counts() -> None:
         statement(model_name="fraud-live", version=1, model_uid="1" * 32, version_uid="2" * 32)
     )
     assert load(copy(clearances=(own,))).signers == ("alice", "bob")
+    assert load(copy(clearances=(SERVED, own))).statement_id == statement_id(own.payload)
+    assert load(copy(clearances=(own, SERVED))).statement_id == statement_id(own.payload)
     assert load(copy(clearances=(own,), origin=None)).signers == ("alice", "bob")
 
 

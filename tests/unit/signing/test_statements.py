@@ -12,6 +12,7 @@ from governance.signing.statements import (
     PAYLOAD_TYPE,
     InputAttestation,
     PromotionStatement,
+    request_command,
     statement_id,
 )
 from tests.unit.signing.signing_world import NOW, statement
@@ -24,6 +25,7 @@ from tests.unit.signing.signing_world import NOW, statement
         {"valid_until_ms": NOW},
         {"from_environment": None, "logged_model_id": None, "inputs": (), "verified_levels": ()},
         {"model_name": "Betrug – ö", "time_verified_ms": 1},
+        {"served_as": "prod.fraud"},
     ],
 )
 def test_round_trip(changes: dict[str, object]) -> None:
@@ -47,7 +49,8 @@ def test_it_is_an_in_toto_statement_with_a_verification_summary() -> None:
 def test_eight_inputs_fit_the_smallest_signer() -> None:
     """AWS KMS signs at most 4,096 bytes with Ed25519."""
     inputs = tuple(InputAttestation(f"runs:/{n:032x}/metrics", f"{n:064x}") for n in range(8))
-    payload = statement(inputs=inputs, model_name="m" * 256, valid_until_ms=NOW).to_payload()
+    names = {"model_name": "m" * 256, "served_as": "s" * 256}
+    payload = statement(inputs=inputs, valid_until_ms=NOW, **names).to_payload()
     assert len(pae(PAYLOAD_TYPE, payload)) <= 4096
 
 
@@ -161,8 +164,41 @@ def test_the_description_tells_a_signer_everything_that_matters() -> None:
     assert "without an end date" in statement().describe()
 
 
-def test_the_description_cannot_be_forged_by_a_name() -> None:
-    text = statement(model_name="x'\n\x1b[2J\u202eApproved").describe()
+@pytest.mark.parametrize("name", ["model_name", "served_as"])
+def test_the_description_cannot_be_forged_by_a_name(name: str) -> None:
+    text = statement(**{name: "x'\n\x1b[2J\u202eApproved"}).describe()
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "'x\\'\\n\\x1b[2J\\u202eApproved'" in text
+
+
+def test_the_served_name_is_written_only_when_there_is_one() -> None:
+    plain, served = statement(), statement(served_as="prod.fraud")
+    promotion = json.loads(plain.to_payload())["predicate"]["promotion"]
+    assert "servedAs" not in promotion
+    said = json.loads(served.to_payload())["predicate"]["promotion"]
+    assert said == {**promotion, "servedAs": "prod.fraud"}
+    assert (plain.names, served.names) == (("fraud",), ("fraud", "prod.fraud"))
+    assert "from 'staging' to 'prod', to be served as registered model 'prod.fraud'." in (
+        served.describe()
+    )
+    assert "served" not in plain.describe()
+
+
+@pytest.mark.parametrize("value", [None, "", 1, ["prod.fraud"], False])
+def test_an_odd_served_name_is_refused(value: object) -> None:
+    document = json.loads(statement().to_payload())
+    document["predicate"]["promotion"]["servedAs"] = value
+    with pytest.raises(SignatureError, match="servedAs"):
+        PromotionStatement.parse(canonical_json(document))
+    with pytest.raises(SignatureError):
+        statement(served_as="").to_payload()
+
+
+def test_the_command_that_asks_for_one() -> None:
+    assert (
+        request_command("models:/fraud/3", "prod") == "chancery request models:/fraud/3 --to prod"
+    )
+    assert request_command("models:/a b/3", "prod", "prod.a b") == (
+        "chancery request 'models:/a b/3' --to prod --as 'prod.a b'"
+    )
