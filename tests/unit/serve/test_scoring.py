@@ -288,7 +288,8 @@ def test_predict_batch_gives_parts_of_the_models_own_type(scorer_of: Callable[..
 
 
 def test_a_torch_model_is_batched_within_32_bit_accuracy(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
     example = EXAMPLE.to_numpy(np.float32)
