@@ -161,14 +161,15 @@ class ScoringApp:
 
     def _identify(self, headers: dict[str, str]) -> tuple[Header, Header]:
         """Put request id and trace into ``headers``; the same for the answer."""
+        random = self._make_id(40)
         request_id = headers.get("x-request-id", "")
         if not _REQUEST_ID.fullmatch(request_id):
-            request_id = headers["x-request-id"] = self._make_id(16)
+            request_id = headers["x-request-id"] = random[:32]
         known = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
         if known is None:
             headers.pop("tracestate", None)
-        trace, flags = known.groups() if known else (self._make_id(16), "00")
-        traceparent = headers["traceparent"] = f"00-{trace}-{self._make_id(8)}-{flags}"
+        trace, flags = known.groups() if known else (random[32:64], "00")
+        traceparent = headers["traceparent"] = f"00-{trace}-{random[64:]}-{flags}"
         return (
             (b"x-request-id", request_id.encode("ascii")),
             (b"traceparent", traceparent.encode("ascii")),
@@ -196,31 +197,40 @@ class ScoringApp:
 
     async def _read(self, headers: Mapping[str, str], receive: Receive, share: _Share) -> bytes:
         """The body; what it takes of the budget is in ``share``, also when this raises."""
-        declared = headers.get("content-length", "")
-        expected = int(declared[:20]) if declared.isdecimal() else 0
+        clock = _Clock(self._limits.read_s)
         try:
-            async with asyncio.timeout(self._limits.read_s):
-                if expected > self._limits.body_bytes:
-                    waits = "expect" in headers  # has sent nothing yet, and hears us at once
-                    await self._refuse_size(receive, expected, at_once=waits)
-                chunks: list[bytes] = []
-                more = True
-                while more:
-                    chunk, more = await _chunk(receive)
-                    chunks.append(chunk)
-                    share.size += len(chunk)
-                    self._held += len(chunk)
-                    if share.size > self._limits.body_bytes:
-                        chunks.clear()
-                        self._held -= share.size
-                        size, share.size = share.size, 0
-                        await self._refuse_size(receive, size if more else 0)
-                    if self._held > self._limits.total_bytes:
-                        full = OverloadedError("the bodies of other requests fill the memory")
-                        raise _RefusedError(overloaded(full).with_headers(_CLOSE))
-        except TimeoutError:
+            return await self._read_in_time(headers, receive, share)
+        except asyncio.CancelledError:
+            if not clock.ran_out():
+                raise
             slow = f"the body did not arrive within {self._limits.read_s:g} s"
             raise _RefusedError(refused(408, "REQUEST_TIMEOUT", slow, _CLOSE)) from None
+        finally:
+            clock.stop()
+
+    async def _read_in_time(
+        self, headers: Mapping[str, str], receive: Receive, share: _Share
+    ) -> bytes:
+        declared = headers.get("content-length", "")
+        expected = int(declared[:20]) if declared.isdecimal() else 0
+        if expected > self._limits.body_bytes:
+            waits = "expect" in headers  # has sent nothing yet, and hears us at once
+            await self._refuse_size(receive, expected, at_once=waits)
+        chunks: list[bytes] = []
+        more = True
+        while more:
+            chunk, more = await _chunk(receive)
+            chunks.append(chunk)
+            share.size += len(chunk)
+            self._held += len(chunk)
+            if share.size > self._limits.body_bytes:
+                chunks.clear()
+                self._held -= share.size
+                size, share.size = share.size, 0
+                await self._refuse_size(receive, size if more else 0)
+            if self._held > self._limits.total_bytes:
+                full = OverloadedError("the bodies of other requests fill the memory")
+                raise _RefusedError(overloaded(full).with_headers(_CLOSE))
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _refuse_size(self, receive: Receive, size: int, *, at_once: bool = False) -> NoReturn:
@@ -258,6 +268,30 @@ class _Share:
 
     def __init__(self) -> None:
         self.size = 0
+
+
+class _Clock:
+    """Cancels the current task when time runs out; every request pays less than for `timeout`."""
+
+    __slots__ = ("_out", "_task", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._task = asyncio.current_task()
+        self._out = False
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._cancel)
+
+    def _cancel(self) -> None:
+        assert self._task is not None
+        self._out = True
+        self._task.cancel()
+
+    def ran_out(self) -> bool:
+        """Whether this clock cancelled the task, and nobody else did; takes it back if so."""
+        assert self._task is not None
+        return self._out and self._task.uncancel() == 0
+
+    def stop(self) -> None:
+        self._timer.cancel()
 
 
 async def _chunk(receive: Receive) -> tuple[bytes, bool]:
