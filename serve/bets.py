@@ -69,6 +69,9 @@ _NORMAL = NormalDist()
 
 _SMALL = 1e-9
 _STEPS = 60  # halvings when looking for the closest point
+_ROUNDING = 1e-6
+"""Taken from the logarithm where the closest point is searched for: near rates of 0 and 1 the search
+ends up to 2e-7 of an e-value beside it."""
 
 
 def _inside(rate: float) -> float:
@@ -124,13 +127,16 @@ def rate_factors(
                 factors.append(0.0)
                 continue
             pc, ps = _closest(nc, ns, tc, ts, tolerance)
+            rounding = _ROUNDING
         else:
             pc = ps = (nc * tc + ns * ts) / (nc + ns)
+            rounding = 0.0
         factors.append(
             bc * math.log(tc / pc)
             + (nc - bc) * math.log((1 - tc) / (1 - pc))
             + bs * math.log(ts / ps)
             + (ns - bs) * math.log((1 - ts) / (1 - ps))
+            - rounding
         )
     return tuple(factors)
 
