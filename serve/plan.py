@@ -1,0 +1,171 @@
+"""What the listeners are told to do, and what they tell in return.
+
+A controller decides, a gateway obeys: every quarter of a second the gateway reports what each
+variant did since its last report, and gets the plan in the same call. A gateway that cannot reach
+the controller keeps its last plan (fail static), and its counts until the next report.
+
+Example::
+
+    plan = Plan(
+        revision=3,
+        variants=(VariantPlan("stable", "fraud", "3", folder), VariantPlan("canary", …)),
+        weights=(("canary", 5.0), ("stable", 95.0)),
+        salt="fraud/r1",
+    )
+    plan = port.exchange(Report("gateway-1", 17, {"canary": delta}))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from serve.delta import Delta
+
+__all__ = ["ControllerPort", "Plan", "Report", "VariantPlan"]
+
+
+@dataclass(frozen=True, slots=True)
+class VariantPlan:
+    """One variant that a gateway may ask.
+
+    Attributes:
+        name: ``stable``, ``canary``, or an experiment's arm.
+        model: Registered name.
+        version: Version in the registry.
+        application: Name of its Ray Serve application; its replicas' sockets are named after it.
+        timeout_s: Of one request.
+        max_concurrency: Requests at a time; None: as many as its queue holds.
+    """
+
+    name: str
+    model: str
+    version: str
+    application: str
+    timeout_s: float = 60.0
+    max_concurrency: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "version": self.version,
+            "application": self.application,
+            "timeoutSeconds": repr(float(self.timeout_s)),
+            "maxConcurrency": self.max_concurrency,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> VariantPlan:
+        """Inverse of ``to_dict``."""
+        return cls(
+            document["name"],
+            document["model"],
+            document["version"],
+            document["application"],
+            float(document["timeoutSeconds"]),
+            document["maxConcurrency"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a gateway does until it is told otherwise.
+
+    Attributes:
+        revision: Grows with every change; a gateway never goes back to a lower one.
+        variants: Whom it may ask; the first of the name ``stable`` answers again what another
+            variant could not.
+        weights: Percent by variant, stable last (``serve.split.Split``); empty: nobody answers.
+        salt: Of the sticky split.
+        sticky: Where the key is (``header:…``, ``cookie:…``, ``field:…``); None: drawn.
+        override: Header by which a tester names a variant; None: nobody may.
+        retry_on_stable: Whether stable answers again what another variant could not.
+        shadows: Variants that get a copy of each request, and whose answers nobody sees.
+        closed: Why nobody answers (revoked, quarantined); the text of the 503.
+    """
+
+    revision: int
+    variants: tuple[VariantPlan, ...]
+    weights: tuple[tuple[str, float], ...]
+    salt: str = ""
+    sticky: str | None = None
+    override: str | None = "x-chancery-variant"
+    retry_on_stable: bool = True
+    shadows: tuple[str, ...] = ()
+    closed: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without floats."""
+        return {
+            "revision": self.revision,
+            "variants": [variant.to_dict() for variant in self.variants],
+            "weights": [[name, f"{share:.10g}"] for name, share in self.weights],
+            "salt": self.salt,
+            "sticky": self.sticky,
+            "override": self.override,
+            "retryOnStable": self.retry_on_stable,
+            "shadows": list(self.shadows),
+            "closed": self.closed,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Plan:
+        """Inverse of ``to_dict``."""
+        return cls(
+            document["revision"],
+            tuple(VariantPlan.from_dict(variant) for variant in document["variants"]),
+            tuple((name, float(share)) for name, share in document["weights"]),
+            document["salt"],
+            document["sticky"],
+            document["override"],
+            document["retryOnStable"],
+            tuple(document["shadows"]),
+            document["closed"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a gateway saw since its last report.
+
+    Attributes:
+        source: Which gateway; unique for each start of its process.
+        sequence: Its count of reports; one that was not answered is sent again under its number.
+        deltas: By variant.
+        lanes: Live connections by variant: 0 means that it cannot be asked here.
+    """
+
+    source: str
+    sequence: int
+    deltas: Mapping[str, Delta] = field(default_factory=dict)
+    lanes: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without floats."""
+        return {
+            "source": self.source,
+            "sequence": self.sequence,
+            "deltas": {name: delta.to_dict() for name, delta in self.deltas.items()},
+            "lanes": dict(self.lanes),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Report:
+        """Inverse of ``to_dict``.
+
+        Raises:
+            ValueError: counts that cannot be.
+        """
+        deltas = {name: Delta.from_dict(found) for name, found in document["deltas"].items()}
+        return cls(document["source"], document["sequence"], deltas, dict(document["lanes"]))
+
+
+class ControllerPort(Protocol):
+    """Whoever decides. May raise anything when it cannot be reached."""
+
+    def exchange(self, report: Report) -> Plan:
+        """Take a report, give the plan. The same report twice counts once."""
+        ...
