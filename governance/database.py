@@ -42,6 +42,8 @@ __all__ = [
     "checkpoints",
     "clearances",
     "connect",
+    "deployment_signals",
+    "deployments",
     "epochs",
     "execute_compiled",
     "ledger_entries",
@@ -56,6 +58,7 @@ __all__ = [
     "models",
     "nonces",
     "outbox",
+    "rollout_decisions",
     "sealed_artifacts",
     "statements",
     "trust_roots",
@@ -271,6 +274,85 @@ checkpoints = Table(
     Column("created_ms", BigInteger, nullable=False),
 )
 """C2SP checkpoints signed by the log's key."""
+
+deployments = Table(
+    "chancery_deployments",
+    metadata,
+    Column("deploy_id", String(32), primary_key=True),
+    Column("route", String(128), nullable=False),
+    Column("environment", String(64), nullable=False),
+    Column("model_uid", String(32), nullable=False),
+    Column("model_name", String(256), nullable=False),
+    Column("node_pool", String(128)),
+    Column("resources", Text, nullable=False),
+    Column("provenance", Text, nullable=False),
+    Column("metrics_endpoint", Text),
+    Column("created_by", String(256), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    *(
+        Column(f"{variant}_{column}", kind, nullable=variant != "stable")
+        for variant in ("stable", "canary", "previous")
+        for column, kind in (
+            ("version", Integer),
+            ("uid", String(32)),
+            ("digest", String(64)),
+        )
+    ),
+    Column("rollout_id", String(32)),
+    Column("canary_config", Text),
+    Column("rollout_by", String(256)),
+    Column("rollout_ms", BigInteger),
+    Column("health", String(16), nullable=False),
+    Column("closed", Text, nullable=False),
+    Column("state", LargeBinary),
+    Column("plan_revision", BigInteger, nullable=False),
+    Column("saved_ms", BigInteger),
+    Column("signals", Integer, nullable=False),
+    Column("lease_owner", String(256)),
+    Column("lease_until_ms", BigInteger, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("ended_by", String(256)),
+    Column("ended_reason", Text),
+    Column("ended_ms", BigInteger),
+    Column("stopped_ms", BigInteger),
+    Index(
+        "chancery_deployments_live_route",
+        "route",
+        unique=True,
+        sqlite_where=text("ended_ms IS NULL"),
+        postgresql_where=text("ended_ms IS NULL"),
+    ),
+)
+"""A route and what answers on it. A rollout runs while ``canary_uid`` is there; ``previous`` is
+what the last promotion replaced. ``fence`` only grows, with each lease; ``signals`` counts them.
+"""
+
+deployment_signals = Table(
+    "chancery_deployment_signals",
+    metadata,
+    Column("deploy_id", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("asked_by", String(256), nullable=False),
+    Column("asked_ms", BigInteger, nullable=False),
+    Column("rollout_id", String(32)),
+    Column("taken_ms", BigInteger),
+)
+"""What people ask of a running deployment; taken once, with the state that follows from it."""
+
+rollout_decisions = Table(
+    "chancery_rollout_decisions",
+    metadata,
+    Column("rollout_id", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("deploy_id", String(32), nullable=False, index=True),
+    Column("outcome", String(16), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("document", Text, nullable=False),
+)
+"""Decisions that changed a rollout, by the number of the transition."""
 
 
 _engines: dict[str, Engine] = {}

@@ -62,6 +62,13 @@ class EventName(StrEnum):
     REFUSALS_COUNTED = "gates:refusals:counted"
     TRUST_ROOTS_CHANGED = "signing:trust-roots:changed"
     REQUEST_REJECTED = "server:request:rejected"
+    DEPLOYMENT_CREATED = "serve:deployment:created"
+    DEPLOYMENT_SCALED = "serve:deployment:scaled"
+    DEPLOYMENT_ALERTED = "serve:deployment:alerted"
+    DEPLOYMENT_ENDED = "serve:deployment:ended"
+    ROLLOUT_STARTED = "serve:rollout:started"
+    ROLLOUT_SIGNALLED = "serve:rollout:signalled"
+    ROLLOUT_DECIDED = "serve:rollout:decided"
 
     @property
     def awaits_checkpoint(self) -> bool:
@@ -84,6 +91,9 @@ _AWAIT = frozenset(
         EventName.PROMOTION_GRANTED,
         EventName.PROMOTION_DENIED,
         EventName.TRUST_ROOTS_CHANGED,
+        EventName.DEPLOYMENT_CREATED,
+        EventName.DEPLOYMENT_ENDED,
+        EventName.ROLLOUT_STARTED,
     }
 )
 

@@ -1,0 +1,154 @@
+"""The port through which commands and controllers reach deployments.
+
+``mlflow_plugins`` implements it on a governed database, with the promotion gate in front. It is
+found through the entry-point group ``chancery.deployments``, so that neither this package nor
+``serve`` imports MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from governance.deployment_control import AskedSignal, Progress, StoredDecision
+from governance.deployment_records import DeploymentRecord, SignalKind
+from governance.errors import ConfigurationError
+
+__all__ = ["DeploymentOrder", "Deployments", "Look", "open_deployments"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentOrder:
+    """What somebody wants to be served.
+
+    Attributes:
+        model: ``models:/name/version`` or ``models:/name@alias``.
+        route: Where; None: the registered model's name.
+        environment: Whose gate applies; None: that of the alias or protected registered model.
+        canary_config: JSON text of a checked canary configuration; None: no canary.
+        stable: With a canary on a route that is free: what it is compared with.
+        replicas: Of each variant; None: one.
+        resources: What each replica needs (``numCpus``, ``numGpus``, ``memory`` …), as text.
+        node_pool: Pool of nodes; None: any.
+    """
+
+    model: str
+    route: str | None = None
+    environment: str | None = None
+    canary_config: str | None = None
+    stable: str | None = None
+    replicas: int | None = None
+    resources: Mapping[str, str] = field(default_factory=dict)
+    node_pool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a controller sees of the database at once.
+
+    Attributes:
+        record: The deployment.
+        signals: What people asked and nobody took yet.
+        revoked: Why a version may not answer any more, by ``version_uid``.
+    """
+
+    record: DeploymentRecord
+    signals: tuple[AskedSignal, ...] = ()
+    revoked: Mapping[str, str] = field(default_factory=dict)
+
+
+class Deployments(Protocol):
+    """Every method raises a ``GovernanceError`` with a remedy when it cannot do as asked."""
+
+    # What people do ------------------------------------------------------------------------
+
+    def deploy(self, order: DeploymentOrder) -> DeploymentRecord:
+        """Let a version answer on a route, or be rolled out there: all of it or nothing.
+
+        Raises:
+            RefusedError: the gate says no, the route is taken, or a rollout runs there.
+            RevokedError: the version was revoked.
+            NotFoundError: no such model, version or environment.
+        """
+        ...
+
+    def back(self, name: str, reason: str, canary_config: str) -> DeploymentRecord:
+        """Roll out what the last promotion replaced; it passes the gate again."""
+        ...
+
+    def find(self, name: str) -> DeploymentRecord:
+        """By route, id or at least six digits of the id."""
+        ...
+
+    def list(self, *, ended: bool = False) -> Sequence[DeploymentRecord]:
+        """Newest first."""
+        ...
+
+    def decisions(self, deploy_id: str) -> Sequence[StoredDecision]:
+        """What changed its rollouts, oldest first."""
+        ...
+
+    def ask(self, name: str, kind: SignalKind, reason: str) -> DeploymentRecord:
+        """Leave a signal for the controller."""
+        ...
+
+    def scale(self, name: str, replicas: int) -> DeploymentRecord:
+        """Give each variant so many replicas."""
+        ...
+
+    def end(self, name: str, reason: str) -> DeploymentRecord:
+        """Free the route and take the deployment down."""
+        ...
+
+    # What a controller does ----------------------------------------------------------------
+
+    def take(self, deploy_id: str, owner: str, *, now_ms: int, ttl_ms: int) -> Look | None:
+        """Take the lease under a new fence; None while another controller has it."""
+        ...
+
+    def look(self, deploy_id: str, fence: int, *, now_ms: int, ttl_ms: int) -> Look:
+        """Keep the lease, and see what is new.
+
+        Raises:
+            RefusedError: another controller has the lease.
+        """
+        ...
+
+    def save(
+        self, deploy_id: str, fence: int, progress: Progress, *, now_ms: int
+    ) -> DeploymentRecord:
+        """Save progress, decisions and alerts at once.
+
+        Raises:
+            RefusedError: another controller has the lease.
+        """
+        ...
+
+    def release(self, deploy_id: str, fence: int) -> None:
+        """Let another controller have the lease at once."""
+        ...
+
+    def set_alias(self, name: str, alias: str, version: int) -> bool:
+        """Point the alias at the version, through the promotion gate; False: it did already.
+
+        Raises:
+            RefusedError: the gate says no.
+        """
+        ...
+
+
+def open_deployments(uri: str) -> Deployments:
+    """The deployments of a store.
+
+    Raises:
+        ConfigurationError: no installed package provides them, or the URI is not supported.
+    """
+    for point in entry_points(group="chancery.deployments"):
+        opened: Deployments = point.load()(uri)
+        return opened
+    raise ConfigurationError(
+        "no package provides deployments for chancery",
+        "reinstall with `pip install mlflow-chancery`",
+    )
