@@ -1,0 +1,143 @@
+"""A line of JSON for each request, written by a thread of its own.
+
+A request only appends to a queue; the thread makes the lines, several times a second. When the
+thread cannot follow, the oldest lines are lost, and the next line written says how many.
+
+Example::
+
+    log = AccessLog(Path("access.jsonl").open("ab"))
+    log.start()
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import BinaryIO
+
+from serve.answer import Answer
+from serve.delta import ErrorClass
+from serve.split import Assignment
+
+__all__ = ["AccessLog"]
+
+_logger = logging.getLogger(__name__)
+
+_Entry = tuple[float, Answer, str, Assignment, float, ErrorClass | None]
+
+_IDENTITY = {
+    b"x-chancery-variant": "variant",
+    b"x-chancery-model": "model",
+    b"x-chancery-version": "version",
+    b"x-chancery-signer": "signer",
+}
+
+
+class AccessLog:
+    """Writes what requests leave behind.
+
+    Args:
+        out: Where lines go.
+        kept: Lines that may wait.
+        pause_s: Seconds between two looks.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        out: BinaryIO,
+        kept: int = 100_000,
+        pause_s: float = 0.2,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._out = out
+        self._waiting: deque[_Entry] = deque(maxlen=kept)
+        self._pause_s = pause_s
+        self._clock = clock
+        self._added = self._written = self._missing = 0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+
+    def add(
+        self,
+        answer: Answer,
+        headers: Mapping[str, str],
+        assignment: Assignment,
+        ms: float,
+        error: ErrorClass | None,
+    ) -> None:
+        """Note a request that was answered."""
+        self._added += 1
+        request_id = headers.get("x-request-id", "")
+        self._waiting.append((self._clock(), answer, request_id, assignment, ms, error))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread writes."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Write from now on."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        lines = []
+        while True:
+            try:
+                entry = self._waiting.popleft()
+            except IndexError:
+                break
+            lines.append(_line(*entry))
+        self._written += len(lines)
+        lost = self._added - self._written - len(self._waiting) - self._missing
+        if lost > 0 and lines:
+            self._missing += lost
+            lines.append({"lost": lost})
+        if lines:
+            try:
+                self._out.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+                self._out.flush()
+            except OSError as error:  # a full disk: requests are answered all the same
+                _logger.warning("%d lines of the access log are lost: %r", len(lines), error)
+
+    def _run(self) -> None:
+        while not self._end.wait(self._pause_s):
+            self.flush()
+
+
+def _line(
+    at: float,
+    answer: Answer,
+    request_id: str,
+    assignment: Assignment,
+    ms: float,
+    error: ErrorClass | None,
+) -> dict[str, object]:
+    line: dict[str, object] = {
+        "time": round(at, 3),
+        "requestId": request_id,
+        "status": answer.status,
+        "latencyMs": round(ms, 3),
+        "assigned": assignment.variant,
+        "reason": assignment.reason.value,
+    }
+    if error is not None:
+        line["error"] = error.value
+    for name, value in answer.headers:
+        if name in _IDENTITY:
+            line[_IDENTITY[name]] = value.decode("ascii", "replace")
+        elif name == b"x-chancery-retried":
+            line["retried"] = True
+    return line

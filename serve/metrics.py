@@ -1,0 +1,131 @@
+"""A gateway's counts as Prometheus reads them (text format 0.0.4).
+
+Nothing is counted for Prometheus alone: requests, errors and latencies come from the variants'
+tallies, batch sizes from their lanes, when somebody asks. Bounds of the latency histogram are
+rounded up to the tally's buckets, which are 1.1 % wide.
+
+Each gateway names itself in the label ``gateway``: all of a node share one port, and a scrape meets
+any of them.
+
+Example::
+
+    body = exposition(router, held_bytes=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+
+from serve.delta import ErrorClass, first_bucket_from
+from serve.router import Router
+from serve.routing import Route
+from serve.tally import Tally
+
+__all__ = ["CONTENT_TYPE", "exposition"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_BOUNDS_MS = (1, 2.5, 5, 10, 25, 50, 100, 250, 1000, 5000)
+_EDGES = tuple(first_bucket_from(bound) for bound in _BOUNDS_MS)
+
+
+def exposition(router: Router, held_bytes: int = 0) -> bytes:
+    """All metrics of a gateway.
+
+    Args:
+        router: Its router.
+        held_bytes: Size of all bodies that are being read or answered.
+    """
+    gateway = {"gateway": router.source}
+    lines: list[str] = []
+    requests, latency = [], []
+    for (variant, model, version), tally in router.tallies.items():
+        labels = {**gateway, "variant": variant, "model": model, "version": version}
+        requests += _requests(labels, tally)
+        latency += _latency(labels, tally)
+    lines += _family("chancery_requests_total", "counter", "Requests by outcome.", requests)
+    lines += _family(
+        "chancery_request_duration_seconds", "histogram", "Latency of good answers.", latency
+    )
+    routing = router.routing
+    routes = routing.routes if routing else {}
+    weights = dict(routing.plan.weights) if routing else {}
+    lines += _of_variants(gateway, routes, weights)
+    single = (
+        ("chancery_plan_revision", "gauge", "Plan.", routing.plan.revision if routing else -1),
+        ("chancery_held_bytes", "gauge", "Size of bodies in memory.", held_bytes),
+        ("chancery_shadow_dropped_total", "counter", "Copies not sent.", router.copies_dropped),
+    )
+    for name, kind, text, value in single:
+        lines += _family(name, kind, text, [_sample(name, gateway, value)])
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _of_variants(
+    gateway: Mapping[str, str], routes: Mapping[str, Route], weights: Mapping[str, float]
+) -> list[str]:
+    weight, flying, lanes, waiting, sizes = [], [], [], [], []
+    for name, route in routes.items():
+        variant, pool = route.variant, route.variant.pool
+        labels = {
+            **gateway,
+            "variant": name,
+            "model": variant.plan.model,
+            "version": variant.plan.version,
+        }
+        weight.append(_sample("chancery_weight_percent", labels, weights.get(name, 0.0)))
+        flying.append(_sample("chancery_in_flight", labels, variant.in_flight))
+        lanes.append(_sample("chancery_lanes", labels, pool.lanes))
+        waiting.append(_sample("chancery_waiting", labels, pool.depth))
+        counts = pool.sizes()
+        for at, total in enumerate(accumulate(counts)):
+            bound = {**labels, "le": str(2 ** (at + 1) - 1)}
+            sizes.append(_sample("chancery_batch_size_bucket", bound, total))
+        sizes.append(_sample("chancery_batch_size_bucket", {**labels, "le": "+Inf"}, sum(counts)))
+        sizes.append(_sample("chancery_batch_size_count", labels, sum(counts)))
+        sizes.append(_sample("chancery_batch_size_sum", labels, pool.carried))
+    return [
+        *_family("chancery_weight_percent", "gauge", "Share of the traffic.", weight),
+        *_family("chancery_in_flight", "gauge", "Requests on their way.", flying),
+        *_family("chancery_lanes", "gauge", "Replicas that can be asked.", lanes),
+        *_family("chancery_waiting", "gauge", "Requests that wait for a batch.", waiting),
+        *_family("chancery_batch_size", "histogram", "Requests in a batch.", sizes),
+    ]
+
+
+def _requests(labels: Mapping[str, str], tally: Tally) -> list[str]:
+    total = tally.total()
+    good = total.requests - sum(total.errors.values())
+    found = [_sample("chancery_requests_total", {**labels, "outcome": "ok"}, good)]
+    for error in ErrorClass:
+        count = total.errors.get(error, 0)
+        outcome = {**labels, "outcome": error.value}
+        found.append(_sample("chancery_requests_total", outcome, count))
+    return found
+
+
+def _latency(labels: Mapping[str, str], tally: Tally) -> list[str]:
+    name, total = "chancery_request_duration_seconds", tally.total()
+    found = []
+    for bound, edge in zip(_BOUNDS_MS, _EDGES, strict=True):
+        below = sum(count for bucket, count in total.latency.items() if bucket < edge)
+        found.append(_sample(f"{name}_bucket", {**labels, "le": f"{bound / 1e3:g}"}, below))
+    count = sum(total.latency.values())
+    found.append(_sample(f"{name}_bucket", {**labels, "le": "+Inf"}, count))
+    found.append(_sample(f"{name}_count", labels, count))
+    found.append(_sample(f"{name}_sum", labels, total.total_ms / 1e3))
+    return found
+
+
+def _family(name: str, kind: str, text: str, samples: Iterable[str]) -> list[str]:
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *samples]
+
+
+def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
+    written = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+    return f"{name}{{{written}}} {value:.10g}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,0 +1,377 @@
+"""What answers a gateway's requests, by a plan that may change at any time.
+
+A request is assigned to a variant (``serve.split``) and asked there. What another variant than
+stable could not answer (an error, no answer in time, nobody there, another shape than stable's) is
+asked of stable again, if the plan says so; the client gets stable's answer with
+``x-chancery-retried: 1``, and what stable said settles the blame (``serve.delta.ErrorClass``):
+
+=============  =========================  ======================================================
+the variant    stable, asked again        counted as
+=============  =========================  ======================================================
+refuses (4xx)  refuses                    ``client``
+refuses (4xx)  answers                    ``raised``: MLflow answers 400 when a model raises
+fails          refuses or fails           ``shared``
+fails          answers                    ``raised``, ``timeout`` or ``unavailable``
+other shape    answers in the same shape  a good answer, and the client gets it
+other shape    answers in another         ``wrong_shape``
+=============  =========================  ======================================================
+
+Answers that stable gave again, and requests that a tester sent to a variant, are no fair sample of
+either and are not reported.
+
+Shadows get a copy after the client has its answer; too many at once are dropped and counted.
+
+Everything here runs on one event loop.
+
+Example::
+
+    router = Router("gateway-1", Lanes(base))
+    router.offer(plan)
+    answer = await router.submit(body, {"content-type": "application/json"})
+    report = router.report()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from serve.access_log import AccessLog
+from serve.answer import Answer, OverloadedError, failed, overloaded, refused, timed_out
+from serve.delta import ErrorClass
+from serve.plan import Plan, Report, VariantPlan
+from serve.routing import Lanes, Route, Routing
+from serve.shapes import ShapeMemory
+from serve.socket_lane import LaneLostError
+from serve.split import AssignmentReason
+from serve.tally import Tally
+
+__all__ = ["Router", "ShadowLimits"]
+
+_logger = logging.getLogger(__name__)
+
+_RETRIED = (b"x-chancery-retried", b"1")
+_MODEL_RAISED = b"Encountered an unexpected error while evaluating the model"
+_LEARN_S = 0.25  # stable's answers are looked into this often
+_KEPT_TALLIES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowLimits:
+    """What copies may take.
+
+    Args:
+        copies: At a time.
+        total_bytes: Of all their bodies.
+    """
+
+    copies: int = 32
+    total_bytes: int = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What asking a variant gave: always something to tell a client."""
+
+    answer: Answer
+    error: ErrorClass | None
+    rows: int
+    ms: float
+
+
+class Router:
+    """Answers requests by the latest plan.
+
+    Args:
+        source: This gateway's name in reports; unique for each start of its process.
+        lanes: Finds the variants' replicas.
+        log: Gets a line for each request.
+        shadow: What copies may take.
+        warm_s: How long a plan waits for lanes of variants that it brings.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        lanes: Lanes,
+        *,
+        log: AccessLog | None = None,
+        shadow: ShadowLimits | None = None,
+        warm_s: float = 2.0,
+    ) -> None:
+        self.source = source
+        self._lanes = lanes
+        self._log = log
+        self._shadow = shadow or ShadowLimits()
+        self._warm_s = warm_s
+        self._routing: Routing | None = None
+        self._offered = -1
+        self._switching: asyncio.Task[None] | None = None
+        self._tallies: dict[tuple[str, str, str], Tally] = {}
+        self._sequence = 0
+        self._unanswered: Report | None = None
+        self._copies: set[asyncio.Task[None]] = set()
+        self._copied_bytes = 0
+        self._learned = 0.0
+        self.copies_dropped = 0
+
+    # -- plans and reports
+
+    @property
+    def routing(self) -> Routing | None:
+        """By which requests are answered now; None before the first plan."""
+        return self._routing
+
+    @property
+    def tallies(self) -> Mapping[tuple[str, str, str], Tally]:
+        """Counts by variant, model and version."""
+        return self._tallies
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests have a chance."""
+        return self._routing is not None and self._routing.answering
+
+    def offer(self, plan: Plan) -> None:
+        """Follow a plan, unless it is older than the last one.
+
+        A plan that brings variants waits a moment until they have lanes here, so that their first
+        requests do not count against them; one that closes, or brings nobody, holds at once.
+
+        Raises:
+            ConfigurationError: weights that do not add up; the plan before holds.
+            ValueError: a plan that cannot be; the plan before holds.
+        """
+        if plan.revision <= self._offered:
+            return
+        routing = Routing.of(plan, self._lanes, self._tally_of, self._routing)
+        self._offered = plan.revision
+        if self._switching is not None:
+            self._switching.cancel()
+            self._switching = None
+        weights = dict(plan.weights)
+        new = [
+            route.variant.pool
+            for name, route in routing.routes.items()
+            if weights.get(name) and not route.variant.pool.lanes
+        ]
+        if plan.closed or not new or self._routing is None:
+            self._switch(routing)
+        else:
+            loop = asyncio.get_running_loop()
+            self._switching = loop.create_task(self._switch_warm(routing))
+
+    async def _switch_warm(self, routing: Routing) -> None:
+        pools = [route.variant.pool for route in routing.routes.values()]
+        await asyncio.gather(*(pool.ready(self._warm_s) for pool in pools))
+        self._switching = None
+        self._switch(routing)
+
+    def _switch(self, routing: Routing) -> None:
+        before, self._routing = self._routing, routing
+        if before is not None:
+            for name in before.routes.keys() | routing.routes.keys():
+                if before.application_of(name) != routing.application_of(name):
+                    # What was not told yet is of another model under the same name.
+                    for side in (before, routing):
+                        if name in side.routes:
+                            side.routes[name].tally.take()
+        self._lanes.keep_only({variant.application for variant in routing.plan.variants})
+
+    def _tally_of(self, plan: VariantPlan) -> Tally:
+        key = (plan.name, plan.model, plan.version)
+        tally = self._tallies.pop(key, None) or Tally()
+        self._tallies[key] = tally
+        if len(self._tallies) > _KEPT_TALLIES:
+            del self._tallies[next(iter(self._tallies))]
+        return tally
+
+    def report(self) -> Report:
+        """What happened since the last report that was delivered.
+
+        A report that was not answered may have arrived: it is sent again as it is, under its
+        number, and what happened meanwhile waits for the next.
+        """
+        routes = self._routing.routes if self._routing else {}
+        lanes = {name: route.variant.pool.lanes for name, route in routes.items()}
+        if self._unanswered is None:
+            taken = {name: route.tally.take() for name, route in routes.items()}
+            deltas = {name: delta for name, delta in taken.items() if delta.requests}
+            self._sequence += 1
+            self._unanswered = Report(self.source, self._sequence, deltas, lanes)
+        else:
+            self._unanswered = replace(self._unanswered, lanes=lanes)
+        return self._unanswered
+
+    def delivered(self, sequence: int) -> None:
+        """A report was answered."""
+        if self._unanswered is not None and self._unanswered.sequence == sequence:
+            self._unanswered = None
+
+    async def close(self) -> None:
+        """Finish what is on its way."""
+        if self._switching is not None:
+            self._switching.cancel()
+        for task in list(self._copies):
+            task.cancel()
+        await self._lanes.close()
+
+    # -- requests
+
+    async def submit(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """The answer to a request; what ``serve.asgi.ScoringApp`` asks. Does not raise.
+
+        Args:
+            body: The request's.
+            headers: The request's, by lower-case name.
+        """
+        routing = self._routing
+        if routing is None:
+            return _nobody("the gateway has no plan yet")
+        if routing.plan.closed:
+            return _nobody(routing.plan.closed, "CLOSED")
+        assignment = routing.assign(body, headers)
+        if assignment is None:
+            return _nobody("no variant has any traffic")
+        route = routing.routes[assignment.variant]
+        judged = assignment.reason is not AssignmentReason.OVERRIDE
+        content_type = headers.get("content-type")
+        first = await _ask(route, content_type, body)
+        if route is routing.stable:
+            error = first.error
+            if error is None:
+                if routing.compares:
+                    self._learn(routing, first)
+            elif error is ErrorClass.CLIENT and not routing.plan.retry_on_stable:
+                error = _refusal(first.answer)
+            route.tally.add(error, first.ms, judged=judged)
+            answer = first.answer
+        else:
+            error, answer = await self._settle(routing, first, content_type, body)
+            route.tally.add(error, first.ms, judged=judged)
+        if routing.shadows:
+            self._copy(routing, content_type, body, answer)
+        if self._log is not None:
+            self._log.add(answer, headers, assignment, first.ms, error)
+        return answer
+
+    async def _settle(
+        self, routing: Routing, first: _Outcome, content_type: str | None, body: bytes
+    ) -> tuple[ErrorClass | None, Answer]:
+        """Whose fault it is, and what the client is told, when another than stable was asked."""
+        error = first.error
+        if error is None and self._doubtful(routing, first):
+            error = ErrorClass.WRONG_SHAPE
+        if error is None:
+            return None, first.answer
+        stable = (self._routing or routing).stable
+        if not routing.plan.retry_on_stable or stable is None:
+            if error is ErrorClass.CLIENT:
+                error = _refusal(first.answer)
+            return error, first.answer
+        second = await _ask(stable, content_type, body)
+        stable.tally.add(second.error, second.ms, judged=False)
+        retried = second.answer.with_headers(_RETRIED)
+        if second.error is None:
+            self._learn(routing, second, at_once=True)
+            if error is ErrorClass.WRONG_SHAPE:
+                if not ShapeMemory.differ(first.answer, second.answer):
+                    return None, first.answer
+            elif error is ErrorClass.CLIENT:
+                error = ErrorClass.RAISED
+            return error, retried
+        if error is ErrorClass.WRONG_SHAPE:
+            return ErrorClass.SHARED, first.answer  # nobody knows better
+        if second.error is ErrorClass.CLIENT:
+            return (error if error is ErrorClass.CLIENT else ErrorClass.SHARED), retried
+        return ErrorClass.SHARED, first.answer
+
+    def _doubtful(self, routing: Routing, outcome: _Outcome) -> bool:
+        hello = routing.stable.variant.pool.hello if routing.stable else None
+        row_wise = hello is not None and hello.batchable
+        return routing.shapes.doubtful(outcome.answer, outcome.rows if row_wise else 0)
+
+    def _learn(self, routing: Routing, outcome: _Outcome, *, at_once: bool = False) -> None:
+        """Look into some of stable's good answers."""
+        now = perf_counter()
+        if at_once or now - self._learned >= _LEARN_S or not routing.shapes:
+            self._learned = now
+            routing.shapes.learn(outcome.answer)
+
+    # -- shadows
+
+    def _copy(
+        self, routing: Routing, content_type: str | None, body: bytes, answer: Answer
+    ) -> None:
+        for route in routing.shadows:
+            room = self._copied_bytes + len(body) <= self._shadow.total_bytes
+            if len(self._copies) >= self._shadow.copies or not room:
+                self.copies_dropped += 1
+                continue
+            self._copied_bytes += len(body)
+            task = asyncio.get_running_loop().create_task(
+                self._ask_shadow(route, content_type, body, answer)
+            )
+            self._copies.add(task)
+            task.add_done_callback(self._copies.discard)
+
+    async def _ask_shadow(
+        self, route: Route, content_type: str | None, body: bytes, answer: Answer
+    ) -> None:
+        try:
+            found = await _ask(route, content_type, body)
+        finally:
+            self._copied_bytes -= len(body)
+        error = found.error
+        if answer.status < 400:
+            if error is ErrorClass.CLIENT:
+                error = ErrorClass.RAISED
+            elif error is None and ShapeMemory.differ(answer, found.answer):
+                error = ErrorClass.WRONG_SHAPE
+        elif error is not None:
+            error = ErrorClass.CLIENT if error is ErrorClass.CLIENT else ErrorClass.SHARED
+        route.tally.add(error, found.ms)
+
+
+async def _ask(route: Route, content_type: str | None, body: bytes) -> _Outcome:
+    """Ask a variant; whatever goes wrong is an answer too."""
+    begun = perf_counter()
+    rows = 0
+    error: ErrorClass | None
+    try:
+        answer, rows = await route.variant.ask(content_type, body)
+        status = answer.status
+        error = None if status < 400 else _classes(status)
+        ms = (perf_counter() - begun) * 1e3
+    except TimeoutError:
+        answer, error = timed_out(), ErrorClass.TIMEOUT
+        ms = route.variant.plan.timeout_s * 1e3
+    except OverloadedError as full:
+        answer, error = overloaded(full), ErrorClass.UNAVAILABLE
+        ms = (perf_counter() - begun) * 1e3
+    except LaneLostError as lost:
+        answer = refused(lost.http_status, lost.code, str(lost), (b"retry-after", b"1"))
+        error = ErrorClass.UNAVAILABLE
+        ms = (perf_counter() - begun) * 1e3
+    except Exception:
+        _logger.exception("asking %s failed", route.variant.name)
+        answer, error = failed(), ErrorClass.RAISED
+        ms = (perf_counter() - begun) * 1e3
+    return _Outcome(answer, error, rows, ms)
+
+
+def _classes(status: int) -> ErrorClass:
+    return ErrorClass.CLIENT if status < 500 else ErrorClass.RAISED
+
+
+def _refusal(answer: Answer) -> ErrorClass:
+    """A 4xx that stable does not judge: MLflow answers 400 also when the model raised."""
+    raised = answer.status == 400 and _MODEL_RAISED in answer.body
+    return ErrorClass.RAISED if raised else ErrorClass.CLIENT
+
+
+def _nobody(why: str, code: str = "UNAVAILABLE") -> Answer:
+    return refused(503, code, why, (b"retry-after", b"1"))
