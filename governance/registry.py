@@ -57,6 +57,11 @@ __all__ = [
 _LIVE_MODEL_UID = select(models.c.model_uid).where(
     models.c.name == bindparam("model_name"), models.c.deleted_ms.is_(None)
 )
+_VERSIONS_OF_RUN = select(versions.c.version_uid).where(
+    versions.c.run_id == bindparam("run"),
+    versions.c.run_record.is_(None),
+    versions.c.deleted_ms.is_(None),
+)
 _RUN_RECORD = select(versions.c.run_record).where(versions.c.version_uid == bindparam("uid"))
 _VERSION = select(versions, models.c.name).join(models, models.c.model_uid == versions.c.model_uid)
 _LIVE_VERSION = _VERSION.where(
@@ -226,15 +231,7 @@ def mark_revoked(connection: Connection, version_uid: str, reason: str, now_ms: 
 
 def versions_of_run(connection: Connection, run_id: str) -> list[str]:
     """Live versions (``version_uid``) that the run made and whose run record is still open."""
-    return list(
-        connection.execute(
-            select(versions.c.version_uid).where(
-                versions.c.run_id == run_id,
-                versions.c.run_record.is_(None),
-                versions.c.deleted_ms.is_(None),
-            )
-        ).scalars()
-    )
+    return list(connection.execute(_VERSIONS_OF_RUN, {"run": run_id}).scalars())
 
 
 def set_run_record(connection: Connection, version_uid: str, record: str) -> None:

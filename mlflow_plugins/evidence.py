@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mlflow.store.tracking.dbmodels.models import (
@@ -22,7 +22,7 @@ from mlflow.store.tracking.dbmodels.models import (
     SqlRun,
     SqlTag,
 )
-from sqlalchemy import bindparam, select
+from sqlalchemy import BindParameter, Row, Select, bindparam, select
 from sqlalchemy.engine import Connection
 
 from governance import registry
@@ -33,6 +33,7 @@ from mlflow_plugins.artifacts import location_of
 __all__ = [
     "TERMINAL_STATUSES",
     "RunFacts",
+    "close_late",
     "close_run",
     "model_metrics",
     "run_artifacts",
@@ -51,52 +52,54 @@ _MODEL_METRICS = select(
 ).where(SqlLoggedModelMetric.model_id == bindparam("model"))
 
 
-def run_record(connection: Connection, run_id: str, *, status: str | None = None) -> bytes:
-    """The record of a run (RFC 8785), format ``chancery.run/v1``.
+_RUN: BindParameter[str] = bindparam("run")
+_RUN_ROW = select(
+    SqlRun.status, SqlRun.start_time, SqlRun.end_time, SqlRun.user_id, SqlRun.artifact_uri
+).where(SqlRun.run_uuid == _RUN)
+_PARAMS = select(SqlParam.key, SqlParam.value).where(SqlParam.run_uuid == _RUN)
+_TAGS = select(SqlTag.key, SqlTag.value).where(SqlTag.run_uuid == _RUN)
+_DATASETS = (
+    select(SqlDataset.name, SqlDataset.digest)
+    .join(SqlInput, SqlInput.source_id == SqlDataset.dataset_uuid)
+    .where(SqlInput.destination_type == "RUN", SqlInput.destination_id == _RUN)
+)
+_LINKS = select(SqlInput.source_type, SqlInput.destination_id).where(
+    SqlInput.source_id == _RUN, SqlInput.source_type.in_(["RUN_INPUT", "RUN_OUTPUT"])
+)
+_METRICS = (
+    select(
+        SqlLatestMetric.key,
+        SqlLatestMetric.value,
+        SqlLatestMetric.is_nan,
+        SqlLatestMetric.step,
+        SqlLatestMetric.timestamp,
+    )
+    .where(SqlLatestMetric.run_uuid == _RUN)
+    .order_by(SqlLatestMetric.key)
+)
+
+
+def run_record(connection: Connection, run_id: str) -> tuple[bytes, str | None]:
+    """The record of a run (RFC 8785, format ``chancery.run/v1``), and its artifact URI.
 
     Args:
         connection: The session's connection, after its flush.
         run_id: MLflow run id.
-        status: The status about to be written, when the flush has yet to write it.
+
+    Raises:
+        ValueError: there is no such run.
     """
-    run = connection.execute(
-        select(SqlRun.status, SqlRun.start_time, SqlRun.end_time, SqlRun.user_id).where(
-            SqlRun.run_uuid == run_id
-        )
-    ).one()
-    metrics = connection.execute(
-        select(
-            SqlLatestMetric.key,
-            SqlLatestMetric.value,
-            SqlLatestMetric.is_nan,
-            SqlLatestMetric.step,
-            SqlLatestMetric.timestamp,
-        )
-        .where(SqlLatestMetric.run_uuid == run_id)
-        .order_by(SqlLatestMetric.key)
-    ).all()
-    params = connection.execute(
-        select(SqlParam.key, SqlParam.value).where(SqlParam.run_uuid == run_id)
-    ).all()
-    tags = connection.execute(
-        select(SqlTag.key, SqlTag.value).where(SqlTag.run_uuid == run_id)
-    ).all()
-    datasets = connection.execute(
-        select(SqlDataset.name, SqlDataset.digest)
-        .join(SqlInput, SqlInput.source_id == SqlDataset.dataset_uuid)
-        .where(SqlInput.destination_type == "RUN", SqlInput.destination_id == run_id)
-    ).all()
-    linked = connection.execute(
-        select(SqlInput.source_type, SqlInput.destination_id).where(
-            SqlInput.source_id == run_id,
-            SqlInput.source_type.in_(["RUN_INPUT", "RUN_OUTPUT"]),
-        )
-    ).all()
-    return canonical_json(
+
+    def read(statement: Select[Any]) -> Sequence[Row[Any]]:
+        return connection.execute(statement, {"run": run_id}).all()
+
+    (run,) = read(_RUN_ROW)
+    links = read(_LINKS)
+    record = canonical_json(
         {
             "format": "chancery.run/v1",
             "runId": run_id,
-            "status": status or run.status,
+            "status": run.status,
             "user": run.user_id or "",
             "startTimeMs": int(run.start_time or 0),
             "endTimeMs": int(run.end_time or 0),
@@ -106,17 +109,18 @@ def run_record(connection: Connection, run_id: str, *, status: str | None = None
                     "step": str(row.step),
                     "timestampMs": str(row.timestamp),
                 }
-                for row in metrics
+                for row in read(_METRICS)
             },
-            "params": {row.key: row.value for row in params},
-            "tags": {row.key: row.value for row in tags},
-            "datasets": sorted(f"{row.name}#{row.digest}" for row in datasets),
-            "modelInputs": sorted(r.destination_id for r in linked if r.source_type == "RUN_INPUT"),
+            "params": {row.key: row.value for row in read(_PARAMS)},
+            "tags": {row.key: row.value for row in read(_TAGS)},
+            "datasets": sorted(f"{row.name}#{row.digest}" for row in read(_DATASETS)),
+            "modelInputs": sorted(r.destination_id for r in links if r.source_type == "RUN_INPUT"),
             "modelOutputs": sorted(
-                r.destination_id for r in linked if r.source_type == "RUN_OUTPUT"
+                r.destination_id for r in links if r.source_type == "RUN_OUTPUT"
             ),
         }
     )
+    return record, run.artifact_uri
 
 
 class RunFacts:
@@ -186,13 +190,23 @@ def run_artifacts(connection: Connection, run_id: str) -> str | None:
 
 def close_run(connection: Connection, run_id: str, version_uids: Collection[str]) -> bytes:
     """The run has ended: keep its record with the versions it made, seal its artifacts."""
-    record = run_record(connection, run_id)
-    location = run_artifacts(connection, run_id) if version_uids else None
+    record, artifacts = run_record(connection, run_id)
     for uid in version_uids:
         registry.set_run_record(connection, uid, record.decode())
-        if location:
-            registry.seal_artifact(connection, uid, location)
+        if artifacts:
+            registry.seal_artifact(connection, uid, location_of(artifacts))
     return record
+
+
+def close_late(connection: Connection, candidate: Candidate) -> None:
+    """Keep the record of a run that ended while its version was being registered.
+
+    Neither of the two transactions saw the other, so neither kept it.
+    """
+    if candidate.run_id and registry.run_record(connection, candidate.version_uid) is None:
+        status = connection.execute(_RUN_ROW, {"run": candidate.run_id}).scalar_one_or_none()
+        if status in TERMINAL_STATUSES:
+            close_run(connection, candidate.run_id, [candidate.version_uid])
 
 
 def run_inputs(record: bytes) -> dict[str, list[str]]:

@@ -46,6 +46,7 @@ from governance.signing.statements import (
 )
 from mlflow_plugins.adoption import adopt
 from mlflow_plugins.artifacts import read_manifest
+from mlflow_plugins.evidence import close_late
 from mlflow_plugins.governor import Governor, now_ms
 from mlflow_plugins.refusals import refusals_of
 from mlflow_plugins.strict_mode import verified_access
@@ -154,8 +155,9 @@ class LocalBackend:
     def _read_again(self, name: str, version: int) -> Candidate:
         """The candidate, its stored bytes read again: what is signed is what lies there now."""
         adopt(self.governor, name, version)
-        with self.governor.engine.connect() as connection:
+        with self.governor.engine.begin() as connection:
             candidate = registry.candidate(connection, name, version)
+            close_late(connection, candidate)
             location = registry.artifact_uri(connection, candidate.version_uid)
         if location is None or candidate.revoked_reason is not None:
             return candidate

@@ -38,12 +38,15 @@ __all__ = ["TrackingGuard"]
 _RUN_TABLES = {"runs": "run_uuid", "params": "run_uuid", "tags": "run_uuid"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Change:
+    """One event to be; ``made_versions``: whether live versions came from the run ``row``."""
+
     name: EventName
     subject: str
     data: dict[str, Any] = field(default_factory=dict)
     row: Any = None
+    made_versions: bool = False
 
 
 class TrackingGuard(Guard):
@@ -133,7 +136,12 @@ class TrackingGuard(Guard):
             for run_id, values in tags.items()
             if run_id not in new_runs and run_id is not None
         ]
-        self._refuse_sealed(connection, {k: v for k, v in touched.items() if k not in new_runs})
+        sealed = self._refuse_sealed(
+            connection, {k: v for k, v in touched.items() if k not in new_runs}
+        )
+        for change in changes:
+            if change.name is EventName.RUN_FINISHED:
+                change.made_versions = change.row.run_uuid in sealed
         return changes
 
     def before_bulk(self, statement: Update | Delete | Insert, connection: Connection) -> None:
@@ -147,10 +155,11 @@ class TrackingGuard(Guard):
         runs = connection.execute(affected).scalars()
         self._refuse_sealed(connection, dict.fromkeys(runs, "deletion or bulk change"))
 
-    def _refuse_sealed(self, connection: Connection, touched: dict[str, str]) -> None:
+    def _refuse_sealed(self, connection: Connection, touched: dict[str, str]) -> dict[str, str]:
+        """Refuse what is sealed; of the runs, those behind a live version, with its URI."""
         sealed = registry.sealed_among(connection, touched.keys())
         if not sealed:
-            return
+            return sealed
         ended = connection.execute(
             select(SqlRun.run_uuid).where(
                 SqlRun.run_uuid.in_(sealed), SqlRun.status.in_(TERMINAL_STATUSES)
@@ -164,6 +173,7 @@ class TrackingGuard(Guard):
                 "their own",
                 subject=f"runs:/{run_id}",
             )
+        return sealed
 
     def _refuse_sealed_model(self, connection: Connection, model_id: str, what: str) -> None:
         if registry.version_uid_behind_logged_model(connection, model_id):
@@ -216,7 +226,7 @@ class TrackingGuard(Guard):
                 data["name"] = change.row.name
             elif change.name is EventName.RUN_FINISHED:
                 run_id = change.row.run_uuid
-                made = registry.versions_of_run(connection, run_id)
+                made = registry.versions_of_run(connection, run_id) if change.made_versions else []
                 record = close_run(connection, run_id, made)
                 data["recordDigest"] = sha256_hex(record)
                 data |= run_inputs(record)

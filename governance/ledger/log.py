@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from threading import Event, Lock, Thread
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, func, insert, select, text
+from sqlalchemy import Connection, Engine, bindparam, exists, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from governance.canonical import parse_json
@@ -60,6 +60,10 @@ _ENTRY = select(
     ledger_entries.c.event_id,
     ledger_entries.c.leaf,
     ledger_entries.c.leaf_hash,
+)
+_DUE = select(
+    exists(select(outbox.c.outbox_id)),
+    select(checkpoints.c.created_ms).order_by(checkpoints.c.size.desc()).limit(1).scalar_subquery(),
 )
 _INDEX = select(ledger_entries.c.idx).where(ledger_entries.c.event_id == bindparam("event"))
 _NEWEST = (
@@ -281,7 +285,7 @@ class Ledger:
     def _run(self, interval_s: float, then: Callable[[], object] | None) -> None:
         while not self._stop.wait(interval_s * random.uniform(0.8, 1.2)):
             try:
-                if self.pending():
+                if self._is_due(interval_s):
                     self.sequence()
                 else:
                     self.ensure_witnessed()
@@ -289,6 +293,13 @@ class Ledger:
                     then()
             except (GovernanceError, SQLAlchemyError) as error:  # told again to whoever waits
                 _log.warning("the ledger could not be brought up to date: %s", error)
+
+    def _is_due(self, interval_s: float) -> bool:
+        """Whether events wait and nobody, in any process, has sequenced within the interval."""
+        with self.engine.connect() as connection:
+            waiting, latest_ms = connection.execute(_DUE).one()
+        now_ms = self._clock().timestamp() * 1000
+        return bool(waiting) and not 0 <= now_ms - (latest_ms or 0) < interval_s * 1000
 
     def close(self) -> None:
         """Stop the background thread; what is pending stays for the next process."""

@@ -279,6 +279,25 @@ def test_a_good_runs_metrics_are_no_evidence_for_other_files(
     assert scenario.request(int(again.version), "staging").statement_id
 
 
+def test_a_run_that_ended_while_its_version_was_registered_keeps_its_record(
+    scenario: Scenario,
+) -> None:
+    """Two transactions that do not see each other leave the version without its run's record."""
+    from sqlalchemy import update
+
+    from governance.database import connect, versions
+    from governance.settings import plain_database_uri
+
+    version = scenario.train()
+    engine = connect(plain_database_uri(scenario.uri))
+    with engine.begin() as connection:
+        before = connection.execute(versions.select()).one().run_record
+        connection.execute(update(versions).values(run_record=None))
+    scenario.request(version, "staging")
+    with engine.connect() as connection:
+        assert connection.execute(versions.select()).one().run_record == before
+
+
 def test_prompts_work_untouched(scenario: Scenario) -> None:
     mlflow.genai.register_prompt(name="greet", template="Hello {{name}}")
     mlflow.genai.set_prompt_alias("greet", alias="production", version=1)
