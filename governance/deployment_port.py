@@ -105,7 +105,11 @@ class Deployments(Protocol):
     # What a controller does ----------------------------------------------------------------
 
     def take(self, deploy_id: str, owner: str, *, now_ms: int, ttl_ms: int) -> Look | None:
-        """Take the lease under a new fence; None while another controller has it."""
+        """Take the lease under a new fence; None while another controller has it.
+
+        Raises:
+            NotFoundError: there is no such deployment, or it was ended and taken down.
+        """
         ...
 
     def look(self, deploy_id: str, fence: int, *, now_ms: int, ttl_ms: int) -> Look:

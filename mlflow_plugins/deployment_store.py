@@ -352,10 +352,15 @@ class DeploymentStore:
                 connection, deploy_id, owner, now_ms=now_ms, ttl_ms=ttl_ms
             )
         if record is None:
+            self._require_standing(deploy_id)
             return None
         self._controllers[deploy_id, record.fence] = owner
         with self.governor.engine.connect() as connection:
             return _look(connection, record)
+
+    def _require_standing(self, deploy_id: str) -> None:
+        if self.find(deploy_id).stopped_ms is not None:
+            raise NotFoundError(f"the deployment {deploy_id[:12]} was taken down")
 
     def look(self, deploy_id: str, fence: int, *, now_ms: int, ttl_ms: int) -> Look:
         with self.governor.engine.connect() as connection:

@@ -396,7 +396,8 @@ def test_an_ended_deployment_is_taken_down_once(scenario: Scenario, port: Deploy
     port.end("fraud", "done")
     assert port.take(record.deploy_id, "one", now_ms=0, ttl_ms=TTL)
     port.save(record.deploy_id, 1, progress(stopped=True), now_ms=1)
-    assert port.take(record.deploy_id, "two", now_ms=10_000, ttl_ms=TTL) is None
+    with pytest.raises(NotFoundError, match="taken down"):
+        port.take(record.deploy_id, "two", now_ms=10_000, ttl_ms=TTL)
 
 
 def test_scale(scenario: Scenario, port: Deployments) -> None:

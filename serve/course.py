@@ -1,0 +1,185 @@
+"""What a controller knows of its deployment and keeps in the database, and the plan it makes of it.
+
+The plan follows from record and course alone, so that a controller that takes over makes the same
+one. Revisions are ``fence · 2**20 + n``: whatever a controller with an older lease still says, a
+gateway that heard of the newer one leaves aside.
+
+Example::
+
+    course = Course.from_json(record.state) if record.state else Course()
+    plan = plan_of(record, course, revision=first_revision(record.fence))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from governance.canonical import canonical_json, parse_json
+from governance.deployment_records import DeploymentRecord, ServedVersion
+from serve.cluster import application_of
+from serve.plan import Plan, VariantPlan
+from serve.records import ActionKind, Phase
+from serve.rollout import RolloutState
+
+__all__ = ["FORMAT", "Course", "Drain", "Notice", "OpenAction", "first_revision", "plan_of"]
+
+FORMAT = "chancery.deployment-course/v1"
+
+_REVISIONS = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAction:
+    """An alias that is to be set; which version was decided with the action."""
+
+    id: str
+    kind: ActionKind
+    alias: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """An application that is taken down when what it is at has had its time."""
+
+    application: str
+    due_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that people should see."""
+
+    id: str
+    at_ms: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Where a deployment stands.
+
+    Attributes:
+        rollout: The rollout that runs, or the last one.
+        open: Aliases to be set.
+        drains: Applications to be taken down.
+        paused: Why the rollout is paused; empty: it is not.
+        closed: Why nobody answers; empty: they do.
+        heard: Number of the last signal that is in here.
+        notices: The newest alerts.
+    """
+
+    rollout: RolloutState | None = None
+    open: tuple[OpenAction, ...] = ()
+    drains: tuple[Drain, ...] = ()
+    paused: str = ""
+    closed: str = ""
+    heard: int = 0
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def running(self) -> RolloutState | None:
+        """The rollout, while it runs."""
+        rollout = self.rollout
+        return None if rollout is None or rollout.phase.terminal else rollout
+
+    def to_json(self) -> bytes:
+        """Canonical JSON, format ``chancery.deployment-course/v1``."""
+        rollout = self.rollout
+        return canonical_json(
+            {
+                "format": FORMAT,
+                "rollout": None if rollout is None else rollout.to_json().decode(),
+                "open": [
+                    {"id": a.id, "kind": a.kind.value, "alias": a.alias, "version": a.version}
+                    for a in self.open
+                ],
+                "drains": [{"application": d.application, "dueMs": d.due_ms} for d in self.drains],
+                "paused": self.paused,
+                "closed": self.closed,
+                "heard": self.heard,
+                "notices": [{"id": n.id, "atMs": n.at_ms, "text": n.text} for n in self.notices],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Course:
+        """Exact inverse of ``to_json``.
+
+        Raises:
+            ValueError: unknown format, or malformed.
+        """
+        document: Mapping[str, Any] = parse_json(data)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f"not a {FORMAT} document")
+        try:
+            rollout = document["rollout"]
+            return cls(
+                rollout=None if rollout is None else RolloutState.from_json(rollout),
+                open=tuple(
+                    OpenAction(a["id"], ActionKind(a["kind"]), a["alias"], a["version"])
+                    for a in document["open"]
+                ),
+                drains=tuple(Drain(d["application"], d["dueMs"]) for d in document["drains"]),
+                paused=document["paused"],
+                closed=document["closed"],
+                heard=document["heard"],
+                notices=tuple(Notice(n["id"], n["atMs"], n["text"]) for n in document["notices"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a malformed {FORMAT} document: {error}") from error
+
+
+def first_revision(fence: int) -> int:
+    """Above every revision that was made under an earlier lease."""
+    return fence * _REVISIONS + 1
+
+
+def plan_of(
+    record: DeploymentRecord, course: Course, *, revision: int, canary_runs: bool = True
+) -> Plan:
+    """What gateways are to do.
+
+    Args:
+        record: The deployment.
+        course: Where it stands.
+        revision: The plan's.
+        canary_runs: Whether there is somebody to connect to; a canary gets its lanes before it
+            gets traffic.
+    """
+    if course.closed:
+        return Plan(revision, (), (), closed=course.closed)
+    variants = [_variant(record, "stable", record.stable)]
+    weights = (("stable", 100.0),)
+    rollout, canary = course.running, record.canary
+    if rollout is None or canary is None or rollout.id != record.rollout_id:
+        return Plan(revision, tuple(variants), weights, salt=record.route)
+    config, percent = rollout.config, rollout.percent
+    if rollout.phase is Phase.CANARY or canary_runs:
+        variants.append(
+            _variant(
+                record,
+                "canary",
+                canary,
+                timeout_s=config.timeout_seconds,
+                max_concurrency=config.max_concurrency,
+            )
+        )
+    parts = (("canary", percent), ("stable", 100 - percent))
+    return Plan(
+        revision,
+        tuple(variants),
+        tuple((name, share) for name, share in parts if share),
+        salt=f"{record.route}/{rollout.id}",
+        sticky=config.sticky,
+        retry_on_stable=config.retry_on_stable,
+    )
+
+
+def _variant(
+    record: DeploymentRecord, name: str, served: ServedVersion, **limits: Any
+) -> VariantPlan:
+    application = application_of(record, served)
+    return VariantPlan(name, record.model_name, str(served.version), application, **limits)

@@ -1,0 +1,63 @@
+"""How a rollout begins, and what people's signals mean for it.
+
+A signal is for the rollout that ran when it was asked; if that has ended meanwhile it says nothing
+any more. Only a quarantine follows its version: of one that was promoted meanwhile, or of stable
+when no rollout ran, it closes the route.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from governance.deployment_control import AskedSignal
+from governance.deployment_records import DeploymentRecord, SignalKind
+from serve.config import CanaryConfig
+from serve.course import Course
+from serve.records import Observation, Outcome, Phase, RolloutDecision, Signal
+from serve.rollout import RolloutState
+
+__all__ = ["begun", "heard"]
+
+_SIGNALS = {
+    SignalKind.ABORT: Signal.ABORT,
+    SignalKind.ROLLBACK: Signal.ROLLBACK,
+    SignalKind.QUARANTINE: Signal.QUARANTINE,
+}
+
+
+def begun(
+    rollout_id: str, config: str, now_ms: int
+) -> RolloutState | tuple[RolloutState, RolloutDecision]:
+    """A rollout's first state; one that ended at once where its configuration cannot be read."""
+    try:
+        return RolloutState.start(rollout_id, CanaryConfig.model_validate_json(config))
+    except ValidationError as error:
+        words = f"The canary's configuration cannot be read: {error.errors()[0]['msg']}."
+    ended = RolloutDecision(Outcome.ABORTED, Phase.ABORTED, 0, "0", now_ms, "config", (words,))
+    state = RolloutState.start(rollout_id, CanaryConfig())
+    return replace(state, phase=Phase.ABORTED, transitions=1, last_change=ended), ended
+
+
+def heard(
+    record: DeploymentRecord, course: Course, asked: AskedSignal
+) -> tuple[Course, Observation | None]:
+    """The course that knows of the signal, and what the rollout is told of it."""
+    course = replace(course, heard=asked.number)
+    said = f"{asked.asked_by}: {asked.reason}" if asked.reason else asked.asked_by
+    rollout = course.rollout
+    meant = rollout is not None and rollout.id == asked.rollout_id
+    running = course.running
+    if meant and running is not None:
+        if asked.kind is SignalKind.PAUSE:
+            return replace(course, paused=said), None
+        if asked.kind is SignalKind.RESUME:
+            return replace(course, paused=""), None
+        signal = _SIGNALS[asked.kind]
+        return course, Observation("people", asked.number, {}, frozenset({signal}), said)
+    promoted = meant and rollout is not None and rollout.phase is Phase.PROMOTED
+    if asked.kind is SignalKind.QUARANTINE and (asked.rollout_id is None or promoted):
+        words = f"{record.uri_of(record.stable)} was quarantined by {said}"
+        return replace(course, closed=course.closed or words), None
+    return course, None
