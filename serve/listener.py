@@ -1,9 +1,13 @@
-"""uvicorn's HTTP protocol, with a time limit for a request's headers.
+"""uvicorn's HTTP protocol, with a time limit for a request's headers, and one write an answer.
 
 uvicorn limits how long an idle connection stays open between requests, but not how long a new one
 may take to say anything, nor how slowly headers may come: a client that sends a byte a second holds
 its connection for ever. `GuardedProtocol` closes such a connection. Slow bodies are ended by
 `serve.asgi`, which sees them.
+
+uvicorn writes an answer's head and body one after the other, and uvloop sends each at once. The
+second system call, and the client's second waking, take a fifth of a small answer's time: here what
+is written in one turn of the loop leaves together.
 
 Example::
 
@@ -13,7 +17,7 @@ Example::
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -34,7 +38,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _begun = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Together(transport, self.loop))  # type: ignore[arg-type]
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -68,3 +72,34 @@ class GuardedProtocol(HttpToolsProtocol):
         self._guard = None
         if not self.transport.is_closing():
             self.transport.close()
+
+
+class _Together:
+    """A transport whose writes of one turn of the loop leave in one."""
+
+    __slots__ = ("_held", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._held.append(data)
+        if len(self._held) == 1:
+            self._loop.call_soon(self._flush)
+        else:  # head and body: all there is, mostly
+            self._flush()
+
+    def _flush(self) -> None:
+        held = self._held
+        if held:
+            self._held = []
+            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

@@ -100,3 +100,17 @@ def test_a_client_that_sends_far_too_much_hears_why(client: socket.socket) -> No
     for _ in range(size // len(piece)):
         client.sendall(piece)
     assert b" 413 " in client.recv(1 << 16)
+
+
+def test_head_and_body_leave_together(client: socket.socket) -> None:
+    for _ in range(20):
+        client.sendall(REQUEST)
+        assert client.recv(1 << 16).endswith(b"\r\n\r\n2"), "one segment, one waking"
+
+
+def test_requests_sent_in_one_piece_are_answered_in_order(client: socket.socket) -> None:
+    client.sendall(REQUEST * 5)
+    found = b""
+    while found.count(b"200 OK") < 5 or not found.endswith(b"2"):
+        found += client.recv(1 << 16)
+    assert found.count(b"\r\n\r\n2") == 5

@@ -1,0 +1,309 @@
+"""The real Ray: gateways, lanes and replicas answer, survive and tell what happened.
+
+One cluster for all tests; each leaves the fleet as it found it: canary at 0 %, in a good mood.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray import serve
+
+from serve.answer import JSON
+from serve.replica import DEPLOYMENT, ModelSpec, model_application, refusal_in
+from serve.scoring import Identity, Scorer
+from tests.integration.fleet import (
+    BODY,
+    HEADERS,
+    ROWS,
+    Fleet,
+    resident_bytes,
+    running_fleet,
+    wait_for,
+)
+from tests.scenario import FEATURES, Scenario
+
+CLIENTS = 8
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Fleet]:
+    with running_fleet() as fleet:
+        wait_for(lambda: sorted(fleet.lanes()) == [2, 2])
+        yield fleet
+
+
+@pytest.fixture
+def fleet(cluster: Fleet) -> Iterator[Fleet]:
+    yield cluster
+    cluster.mood("good")
+    cluster.follow(cluster.plan())
+
+
+def test_it_answers_like_a_scorer(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    scorer = Scorer.load(fleet.stable_uri, Identity("fraud", "3", "alice"))
+    split = {"columns": ["b", "a"], "data": [[2.0, 1.0], [1.5, 3.25]]}
+    for kind, body in (
+        ("application/json", BODY),
+        ("application/json", json.dumps({"dataframe_split": split}).encode()),
+        ("application/json", json.dumps({"dataframe_records": ROWS.to_dict("records")}).encode()),
+        ("text/csv", b"a,b\n1.0,2.0\n3.0,4.0\n"),
+        ("application/json", b"{nonsense"),
+        ("application/json", b'{"inputs": {"a": [1.0]}}'),
+        ("application/json", b'{"inputs": {"a": ["x"], "b": [2.0]}}'),
+        ("text/html", b"<p>"),
+    ):
+        expected = scorer.answer(kind, body)
+        status, found, headers = fleet.ask(body, {"content-type": kind})
+        assert status == expected.status, body
+        if status == 200:
+            one, other = json.loads(found)["predictions"], json.loads(expected.body)["predictions"]
+            assert all(map(math.isclose, one, other))
+            assert len(one) == len(other)
+        elif expected.content_type == JSON:
+            assert json.loads(found)["error_code"] == json.loads(expected.body)["error_code"]
+        else:
+            assert found == expected.body
+        assert headers["x-chancery-variant"] == "stable"
+        assert (headers["x-chancery-version"], headers["x-chancery-signer"]) == ("3", "alice")
+        assert headers["x-request-id"]
+
+
+def test_weights_change_under_load_and_every_request_is_counted_once(fleet: Fleet) -> None:
+    fleet.settled()
+    before = fleet.deltas()
+    with fleet.load(CLIENTS) as load:
+        for share in (50.0, 100.0, 20.0, 0.0):
+            fleet.follow(fleet.plan(share))
+            time.sleep(0.5)
+    assert load.lost == 0
+    assert set(load.statuses) == {200}
+    assert load.variants["canary"] > 0
+    assert load.variants["stable"] > 0
+    fleet.settled()
+    after = fleet.deltas()
+    for name in ("stable", "canary"):
+        had = before[name].requests if name in before else 0
+        assert after[name].requests - had == load.variants[name]
+        assert after[name].charged == (before[name].charged if name in before else 0)
+
+
+@pytest.mark.parametrize(
+    ("mood", "blame"),
+    [
+        ("raise", "raised"),
+        ("nested", "wrong_shape"),
+        ("short", "wrong_shape"),
+        ("text", "wrong_shape"),
+    ],
+)
+def test_users_of_a_bad_canary_see_stables_answers(fleet: Fleet, mood: str, blame: str) -> None:
+    expected = json.loads(fleet.ask()[1])
+    fleet.follow(fleet.plan(100.0))
+    fleet.mood(mood)
+
+    def act() -> None:
+        for _ in range(20):
+            status, body, headers = fleet.ask()
+            assert (status, headers["x-chancery-retried"]) == (200, "1")
+            assert headers["x-chancery-version"] == "3"
+            assert json.loads(body) == expected
+
+    assert fleet.errors(act) == {blame: 20}
+
+
+def test_a_request_that_stable_refuses_too_is_the_clients_fault(fleet: Fleet) -> None:
+    fleet.follow(fleet.plan(100.0))
+
+    def act() -> None:
+        for _ in range(5):
+            assert fleet.ask(b'{"inputs": {"a": [1.0]}}')[0] == 400
+
+    assert fleet.errors(act) == {"client": 5}
+
+
+def test_a_hanging_canary_is_answered_by_stable_and_replaced(fleet: Fleet) -> None:
+    (before,) = fleet.pids("canary-4")
+    fleet.follow(fleet.plan(50.0, timeout_s=0.4))
+
+    def act() -> None:
+        fleet.mood("hang")
+        with fleet.load(CLIENTS) as load:
+            time.sleep(2)
+        fleet.mood("good")
+        assert load.lost == 0
+        assert set(load.statuses) == {200}
+        assert load.retried > 0
+        assert load.slowest_s < 3
+
+    assert fleet.errors(act).keys() == {"timeout"}
+    wait_for(lambda: fleet.pids("canary-4") not in ({before}, set()))
+
+    def canary_answers() -> bool:
+        return fleet.ask(headers={**HEADERS, "x-chancery-variant": "canary"})[2][
+            "x-chancery-variant"
+        ] == "canary"  # fmt: skip
+
+    wait_for(canary_answers)
+
+
+def test_the_controllers_death_changes_nothing_and_no_count_is_lost(fleet: Fleet) -> None:
+    fleet.follow(fleet.plan(50.0))
+    fleet.settled()
+    ray.kill(fleet.controller)
+    with fleet.load(CLIENTS) as load:
+        time.sleep(1.5)
+    assert load.lost == 0
+    assert set(load.statuses) == {200}
+    assert load.variants["canary"] > 0, "the last plan goes on"
+    fleet.restart_controller(fleet.plan())
+    wait_for(lambda: sum(d.requests for d in fleet.deltas().values()) >= load.statuses[200])
+    fleet.settled()
+    assert {n: d.requests for n, d in fleet.deltas().items()} == dict(load.variants)
+
+
+def test_a_killed_model_replica_costs_nobody_an_answer(fleet: Fleet) -> None:
+    victim, other = fleet.pids("stable-3")
+    with fleet.load(CLIENTS) as load:
+        time.sleep(0.5)
+        fleet.kill(victim)
+        time.sleep(1.0)
+    assert load.lost == 0
+    assert set(load.statuses) == {200}
+    assert load.statuses[200] > 100
+    wait_for(lambda: len(fleet.pids("stable-3")) == 2)
+    wait_for(lambda: all(lanes == 2 for lanes in fleet.lanes()))
+    assert other in fleet.pids("stable-3")
+
+
+def test_with_no_replica_left_clients_hear_so_at_once_until_there_is_one(fleet: Fleet) -> None:
+    with fleet.load(CLIENTS) as load:
+        time.sleep(0.3)
+        for pid in fleet.pids("stable-3"):
+            fleet.kill(pid)
+        time.sleep(0.5)
+        status, body, headers = fleet.ask()
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert json.loads(body)["error_code"] == "LANE_LOST"
+        wait_for(lambda: fleet.ask()[0] == 200)
+    assert load.lost == 0
+    assert set(load.statuses) == {200, 503}
+    wait_for(lambda: all(lanes == 2 for lanes in fleet.lanes()))
+
+
+def test_a_killed_gateway_takes_only_what_it_was_answering(fleet: Fleet) -> None:
+    victim, _ = fleet.pids("gateway")
+    with fleet.load(CLIENTS) as load:
+        time.sleep(0.5)
+        fleet.kill(victim)
+        time.sleep(1.0)
+    assert set(load.statuses) == {200}
+    assert load.lost <= CLIENTS, "at most one request of each client was on its way"
+    assert load.statuses[200] > 100
+    wait_for(lambda: len(fleet.pids("gateway")) == 2)
+    fleet.follow(fleet.plan())
+
+
+def test_slow_headers_are_cut_off_and_others_served(fleet: Fleet) -> None:
+    slow = [socket.create_connection(("127.0.0.1", fleet.port), 10) for _ in range(50)]
+    begun = time.monotonic()
+    for connection in slow:
+        connection.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\nx-")
+    assert fleet.ask()[0] == 200
+    for connection in slow:
+        assert connection.recv(1 << 10) == b""
+        connection.close()
+    assert time.monotonic() - begun < 5
+
+
+def test_more_load_than_capacity_is_told_at_once(fleet: Fleet) -> None:
+    fleet.follow(fleet.plan(100.0, retry_on_stable=False))
+    fleet.mood("slow")  # 8 requests a 0.1 s: 64 may wait in all
+    fleet.ask()
+    before = {pid: resident_bytes(pid) for pid in fleet.pids("gateway")}
+    with fleet.load(200) as load:
+        time.sleep(3)
+    assert load.lost == 0
+    assert set(load.statuses) == {200, 503}
+    assert load.statuses[503] > load.statuses[200]
+    assert load.slowest_s < 4
+    for pid, size in before.items():
+        assert resident_bytes(pid) - size < 64 << 20
+
+
+def test_replicas_without_a_socket_here_are_asked_through_ray(fleet: Fleet) -> None:
+    spec = fleet.model("far-3", "3", fleet.stable_uri, sockets=str(fleet.folder / "elsewhere"))
+    serve.run(model_application(spec), name="far-3", route_prefix=None)
+    try:
+        expected = json.loads(fleet.ask()[1])
+        fleet.follow(fleet.plan(stable="far-3"))
+        wait_for(lambda: fleet.ask()[0] == 200)
+        with fleet.load(CLIENTS) as load:
+            time.sleep(1)
+        assert set(load.statuses) == {200}
+        assert json.loads(fleet.ask()[1]) == expected
+        bad = fleet.ask(b'{"inputs": {"a": [1.0]}}')
+        assert bad[0] == 400, "MLflow's own code answers there too"
+        with fleet.load(CLIENTS) as load:
+            fleet.follow(fleet.plan())
+        assert load.lost == 0
+        assert set(load.statuses) == {200}
+    finally:
+        serve.delete("far-3")
+
+
+def test_only_what_is_verified_serves(fleet: Fleet, scenario: Scenario) -> None:
+    version = scenario.train()
+    scenario.to_prod(version)
+    environment = {"MLFLOW_TRACKING_URI": scenario.uri, "MLFLOW_REGISTRY_URI": scenario.uri}
+
+    def spec(application: str) -> ModelSpec:
+        return ModelSpec(
+            "fraud", str(version), application, fleet.sockets, "alice",
+            environment=environment, cpus=0.5,
+        )  # fmt: skip
+
+    serve.run(model_application(spec("good")), name="good", route_prefix=None)
+    fleet.follow(fleet.plan(stable="good"))
+    body = json.dumps({"inputs": FEATURES[:1].tolist()}).encode()
+    wait_for(lambda: fleet.ask(body)[0] == 200)
+    assert fleet.ask(body)[2]["x-chancery-version"] == str(version)
+    fleet.follow(fleet.plan())
+    serve.delete("good")
+
+    (scenario.model_folder(version) / "conda.yaml").write_text("name: other\n")
+    with pytest.raises(RuntimeError):
+        serve.run(model_application(spec("tampered")), name="tampered", route_prefix=None)
+    status = serve.status().applications["tampered"].deployments[DEPLOYMENT]
+    assert refusal_in(status.message) == "TAMPERED"
+    serve.delete("tampered")
+
+
+def test_the_access_log_names_version_and_reason(fleet: Fleet) -> None:
+    fleet.ask(headers={**HEADERS, "x-request-id": "find-me", "x-chancery-variant": "canary"})
+    folder = fleet.folder / "log"
+
+    def lines() -> list[dict[str, object]]:
+        found = (json.loads(x) for f in folder.iterdir() for x in f.read_text().splitlines())
+        return [line for line in found if line.get("requestId") == "find-me"]
+
+    wait_for(lines)
+    (line,) = lines()
+    assert (line["variant"], line["version"], line["reason"]) == ("canary", "4", "override")
+
+
+def test_gateways_that_are_told_to_end_finish_what_they_have(cluster: Fleet) -> None:
+    """The last test: afterwards nobody listens."""
+    with cluster.load(CLIENTS) as load:
+        time.sleep(0.3)
+        serve.delete("gateway")
+    assert set(load.statuses) == {200}
+    assert load.lost > 0
+    assert not cluster.pids("gateway")

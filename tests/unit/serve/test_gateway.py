@@ -1,0 +1,171 @@
+"""A gateway's threads, without Ray: fail static, health, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.decode import Array
+from serve.frames import pack_requests, unpack_answers
+from serve.gateway import GatewaySpec, Listener
+from serve.plan import Plan, Report, VariantPlan
+from serve.replica import ModelThread, refusal_in
+from serve.socket_lane import LaneLostError, SocketLane, private_folder
+from tests.unit.serve.sums import SLOW, body, scorer
+
+HEADERS = {"content-type": "application/json"}
+
+
+class Controller:
+    """Gives a plan, or nothing."""
+
+    def __init__(self) -> None:
+        self.plan = Plan(1, (VariantPlan("stable", "fraud", "3", "app"),), (("stable", 100.0),))
+        self.away = False
+        self.reports: list[Report] = []
+
+    def exchange(self, report: Report) -> Plan:
+        if self.away:
+            raise ConnectionError("away")
+        self.reports.append(report)
+        return self.plan
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="g") as made:
+        yield private_folder(Path(made) / "s")
+
+
+@pytest.fixture
+def model(base: Path) -> Iterator[ModelThread]:
+    thread = ModelThread(private_folder(base / "app") / "a.sock", scorer())
+    thread.start()
+    yield thread
+    thread.close()
+
+
+@pytest.fixture
+def controller() -> Controller:
+    return Controller()
+
+
+@pytest.fixture
+def listener(base: Path, model: ModelThread, controller: Controller) -> Iterator[Listener]:
+    spec = GatewaySpec(0, str(base), "", exchange_s=0.02, drain_s=0.3, stuck_s=1.0)
+    listening = Listener(spec, controller, version="3.17")
+    listening.start()
+    wait_for(lambda: ask(listening)[0] == 200)
+    yield listening
+    listening.close()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ask(listener: Listener, sent: bytes | None = None) -> tuple[int, bytes, str | None]:
+    client = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=10)
+    client.request("POST", "/invocations", sent or body((1, 2)), HEADERS)
+    answer = client.getresponse()
+    found = answer.status, answer.read(), answer.getheader("connection")
+    client.close()
+    return found
+
+
+def test_it_answers_and_reports(listener: Listener, controller: Controller) -> None:
+    assert ask(listener)[:2] == (200, b'{"predictions":[3.0]}')
+    listener.check()
+    wait_for(lambda: sum(r.deltas["stable"].requests for r in controller.reports if r.deltas) >= 2)
+    assert len({r.sequence for r in controller.reports}) == len(controller.reports)
+
+
+def test_without_the_controller_the_last_plan_goes_on(
+    listener: Listener, controller: Controller
+) -> None:
+    controller.away = True
+    failed = listener.exchanges_failed
+    wait_for(lambda: listener.exchanges_failed > failed + 2)
+    assert ask(listener)[0] == 200
+    told = sum(r.deltas["stable"].requests for r in controller.reports if r.deltas)
+    controller.away = False
+    wait_for(
+        lambda: sum(r.deltas["stable"].requests for r in controller.reports if r.deltas) > told
+    )
+
+
+def test_a_plan_that_cannot_be_changes_nothing(listener: Listener, controller: Controller) -> None:
+    controller.plan = Plan(9, controller.plan.variants, (("stable", 40.0),))
+    failed = listener.exchanges_failed
+    wait_for(lambda: listener.exchanges_failed > failed + 2)
+    assert ask(listener)[0] == 200
+
+
+def test_a_loop_that_does_not_turn_is_unhealthy(listener: Listener) -> None:
+    assert listener._loop is not None
+    listener._loop.call_soon_threadsafe(time.sleep, 1.7)
+    time.sleep(1.3)
+    with pytest.raises(RuntimeError, match="does not turn"):
+        listener.check()
+    wait_for(lambda: ask(listener)[0] == 200)
+    listener.check()
+
+
+def test_its_end_answers_what_was_asked(listener: Listener) -> None:
+    found: list[tuple[int, bytes, str | None]] = []
+    client = threading.Thread(target=lambda: found.append(ask(listener, body((SLOW, 1)))))
+    client.start()
+    time.sleep(0.2)
+    listener.close()
+    client.join(10)
+    assert found == [(200, b'{"predictions":[778.0]}', "close")]
+    with pytest.raises(ConnectionRefusedError):
+        ask(listener)
+    with pytest.raises(RuntimeError):
+        listener.check()
+
+
+def test_a_model_thread_answers_frames_and_says_how_long_it_is_busy(model: ModelThread) -> None:
+    async def test() -> None:
+        lane = await SocketLane.connect(model._path)
+        slow = asyncio.ensure_future(lane([lane_rows(SLOW)]))
+        await asyncio.sleep(0.3)
+        assert 0.1 < model.busy_s < 1
+        reply = await model.answer(pack_requests([lane_rows(1.0)])[4:])
+        assert unpack_answers(memoryview(reply)[4:])[0].status == 200
+        await slow
+        assert (model.busy_s, model.batches) == (0.0, 2)
+        model.close()
+        assert not model.alive
+        with pytest.raises(LaneLostError):
+            await lane([lane_rows(1.0)])
+
+    asyncio.run(test())
+
+
+def lane_rows(first: float) -> Array:
+    return np.array([[first, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("… RefusedVersion: REFUSED_BY_GOVERNANCE[TAMPERED] models:/fraud/3: …", "TAMPERED"),
+        ("REFUSED_BY_GOVERNANCE[REVOKED] models:/fraud/3", "REVOKED"),
+        ("ModuleNotFoundError: No module named 'xgboost'", None),
+        ("", None),
+    ],
+)
+def test_a_refusal_is_told_apart_from_other_failures(message: str, code: str | None) -> None:
+    assert refusal_in(message) == code
