@@ -286,6 +286,7 @@ deployments = Table(
     Column("node_pool", String(128)),
     Column("resources", Text, nullable=False),
     Column("provenance", Text, nullable=False),
+    Column("port", Integer),
     Column("metrics_endpoint", Text),
     Column("created_by", String(256), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
@@ -322,9 +323,17 @@ deployments = Table(
         sqlite_where=text("ended_ms IS NULL"),
         postgresql_where=text("ended_ms IS NULL"),
     ),
+    Index(
+        "chancery_deployments_live_port",
+        "port",
+        unique=True,
+        sqlite_where=text("stopped_ms IS NULL"),
+        postgresql_where=text("stopped_ms IS NULL"),
+    ),
 )
 """A route and what answers on it. A rollout runs while ``canary_uid`` is there; ``previous`` is
-what the last promotion replaced. ``fence`` only grows, with each lease; ``signals`` counts them.
+what the last promotion replaced. A port is given back when its listeners are down: several may share
+one, so two deployments would share their clients. ``fence`` only grows, with each lease; ``signals`` counts them.
 """
 
 deployment_signals = Table(

@@ -32,6 +32,8 @@ class DeploymentOrder:
         replicas: Of each variant; None: one.
         resources: What each replica needs (``numCpus``, ``numGpus``, ``memory`` …), as text.
         node_pool: Pool of nodes; None: any.
+        host: Address that its listeners listen on.
+        port: Their port; None: the first one from 8080 that no deployment has.
     """
 
     model: str
@@ -42,6 +44,8 @@ class DeploymentOrder:
     replicas: int | None = None
     resources: Mapping[str, str] = field(default_factory=dict)
     node_pool: str | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

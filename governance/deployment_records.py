@@ -82,6 +82,7 @@ class NewDeployment:
         resources: Replicas and what each needs; JSON without floats.
         provenance: Where the version came from and who let it in; JSON without floats.
         node_pool: Pool of nodes; None: any.
+        port: Where its listeners listen; nobody else's.
         metrics_endpoint: Where its metrics are read; None: nowhere.
     """
 
@@ -94,6 +95,7 @@ class NewDeployment:
     resources: Mapping[str, Any]
     provenance: Mapping[str, Any]
     node_pool: str | None = None
+    port: int | None = None
     metrics_endpoint: str | None = None
 
 
@@ -126,6 +128,7 @@ class DeploymentRecord:
         node_pool: Pool of nodes; None: any.
         resources: Replicas and what each needs.
         provenance: Where stable came from and who let it in.
+        port: Where its listeners listen.
         metrics_endpoint: Where its metrics are read.
         health: How stable does.
         closed: Why nobody answers; empty: they do.
@@ -158,6 +161,7 @@ class DeploymentRecord:
     node_pool: str | None
     resources: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    port: int | None
     metrics_endpoint: str | None
     health: Health
     closed: str
@@ -204,6 +208,7 @@ class DeploymentRecord:
             "previousVersion": self.previous.version if self.previous else None,
             "env": self.environment,
             "route": self.route,
+            "port": self.port,
             "nodePool": self.node_pool,
             "resources": dict(self.resources),
             "status": self.status.value,
@@ -255,6 +260,7 @@ def to_record(row: Row[Any]) -> DeploymentRecord:
         node_pool=row.node_pool,
         resources=json.loads(row.resources),
         provenance=json.loads(row.provenance),
+        port=row.port,
         metrics_endpoint=row.metrics_endpoint,
         health=Health(row.health),
         closed=row.closed,

@@ -47,6 +47,7 @@ __all__ = [
     "create",
     "end",
     "find",
+    "holder_of",
     "list_deployments",
     "live_on",
     "route_taken",
@@ -66,7 +67,7 @@ def create(
     """Take the route.
 
     Raises:
-        RefusedError: somebody has it; says who and since when.
+        RefusedError: somebody has it, or the port; says who and since when.
     """
     upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     added = connection.execute(
@@ -80,6 +81,7 @@ def create(
             node_pool=new.node_pool,
             resources=json.dumps(new.resources, sort_keys=True),
             provenance=json.dumps(new.provenance, sort_keys=True),
+            port=new.port,
             metrics_endpoint=new.metrics_endpoint,
             created_by=current_actor().id,
             created_ms=now_ms,
@@ -95,7 +97,7 @@ def create(
         .returning(deployments.c.deploy_id)
     ).scalar_one_or_none()
     if added is None:
-        raise route_taken(live_on(connection, new.route), new.route)
+        raise _not_free(connection, new)
     record = by_id(connection, new.deploy_id)
     ledger.record(
         connection,
@@ -114,6 +116,27 @@ def create(
         ),
     )
     return record
+
+
+def _not_free(connection: Connection, new: NewDeployment) -> RefusedError:
+    live = live_on(connection, new.route)
+    other = None if live is not None else holder_of(connection, new.port)
+    if other is None:
+        return route_taken(live, new.route)
+    return RefusedError(
+        f"port {new.port} belongs to the route {other.route!r}, which {other.created_by} deployed "
+        f"at {time_text(other.created_ms)}",
+        "choose another --port, or leave it out",
+        subject=other.subject,
+    )
+
+
+def holder_of(connection: Connection, port: int | None) -> DeploymentRecord | None:
+    """Whose listeners have the port, or still had it a moment ago."""
+    row = connection.execute(
+        select(deployments).where(deployments.c.port == port, deployments.c.stopped_ms.is_(None))
+    ).one_or_none()
+    return None if row is None else to_record(row)
 
 
 def route_taken(taken: DeploymentRecord | None, route: str) -> RefusedError:

@@ -1,19 +1,15 @@
-"""Deployments on a governed database: the promotion gate, then ``governance.deployments``.
+"""Deployments on a governed database: the gate, then ``governance.deployments``.
 
-A version may answer in a protected environment when it was let in there (a clearance whose
-signatures, trust roots, revocation and date hold today, as before a load), or when the policy would
-let it in now (approved, not yet promoted). Who is told no is told every unmet condition, and the
-refusal is on the ledger.
+A refusal is on the ledger, and leaves nothing behind.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from mlflow import MlflowClient
@@ -21,33 +17,23 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import Connection
 
 from governance import deployment_control, deployments, registry
-from governance.canonical import Manifest
 from governance.deployment_control import Progress, StoredDecision
 from governance.deployment_port import DeploymentOrder, Look
 from governance.deployment_records import (
     DeploymentRecord,
     NewDeployment,
     NewRollout,
-    ServedVersion,
     SignalKind,
 )
 from governance.errors import (
     ConfigurationError,
     NotFoundError,
-    PromotionDeniedError,
     RefusedError,
-    RevokedError,
-    TamperedError,
-    UnreachableError,
-    UnsignedError,
     VerificationError,
 )
-from governance.gates.policy import Environment
 from governance.identity import Actor, ProofLevel, acting_as
-from governance.records import Candidate
 from governance.settings import GOVERNED_PREFIX
-from governance.signing.release import Release, verify_release
-from mlflow_plugins.adoption import adopt
+from mlflow_plugins.deployment_gate import Admitted, DeploymentGate
 from mlflow_plugins.exceptions import GovernedMlflowException
 from mlflow_plugins.governor import Governor, now_ms
 from mlflow_plugins.local_backend import LocalBackend
@@ -56,18 +42,9 @@ from mlflow_plugins.refusals import refusals_of
 __all__ = ["DeploymentStore", "open_deployments"]
 
 _ROUTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
-_LARGEST_VERSION = 2**31 - 1
 _MOST_REPLICAS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class _Admitted:
-    """A version that passed the gate."""
-
-    candidate: Candidate
-    environment: str
-    served: ServedVersion
-    provenance: Mapping[str, Any]
+_FIRST_PORT = 8080
+_ATTEMPTS = 20
 
 
 class DeploymentStore:
@@ -82,6 +59,7 @@ class DeploymentStore:
         self.governor = governor
         self._uri = uri
         self._backend = LocalBackend(governor)
+        self._gate = DeploymentGate(governor, self._backend)
         self._controllers: dict[tuple[str, int], str] = {}
 
     # What people do ------------------------------------------------------------------------
@@ -92,7 +70,7 @@ class DeploymentStore:
             return self._deploy(order)
 
     def _deploy(self, order: DeploymentOrder) -> DeploymentRecord:
-        name, version, alias = self._resolve(order.model)
+        name, version, alias = self._gate.resolve(order.model)
         route = _checked_route(order.route or name)
         resources = _checked_resources(order)
         with self.governor.engine.connect() as connection:
@@ -107,13 +85,13 @@ class DeploymentStore:
                 "name it with --stable",
                 subject=order.model,
             )
-        environment = self._environment(name, alias, order.environment)
-        canary = self._admit(name, version, environment)
+        environment = self._gate.environment(name, alias, order.environment)
+        canary = self._gate.admit(name, version, environment)
         stable = canary
         if order.canary_config is not None and order.stable is not None:
-            other, number, _ = self._resolve(order.stable)
+            other, number, _ = self._gate.resolve(order.stable)
             _same_model(other, name)
-            stable = self._admit(other, number, environment)
+            stable = self._gate.admit(other, number, environment)
         now, deploy_id = now_ms(), uuid.uuid4().hex
         new = NewDeployment(
             deploy_id=deploy_id,
@@ -126,12 +104,26 @@ class DeploymentStore:
             provenance=stable.provenance,
             node_pool=order.node_pool,
         )
-        with self.governor.engine.begin() as connection, self._covering() as ledger:
-            record = deployments.create(connection, ledger, new, now_ms=now)
-            if order.canary_config is not None:
-                record = self._begin(connection, ledger, record, canary, order.canary_config)
-        ledger.cover()
-        return record
+        for _ in range(_ATTEMPTS):
+            with self.governor.engine.connect() as connection:
+                placed = _placed(connection, new, order)
+            try:
+                with self.governor.engine.begin() as connection, self._covering() as ledger:
+                    record = deployments.create(connection, ledger, placed, now_ms=now)
+                    if order.canary_config is not None:
+                        record = self._begin(
+                            connection, ledger, record, canary, order.canary_config
+                        )
+            except RefusedError:
+                with self.governor.engine.connect() as connection:
+                    taken = deployments.holder_of(connection, placed.port) is not None
+                    gone = deployments.live_on(connection, route) is None
+                if order.port is not None or not (taken and gone):
+                    raise
+            else:
+                ledger.cover()
+                return record
+        raise RefusedError("others took each port that was free", "deploy again, or give a --port")
 
     def _onto(
         self, live: DeploymentRecord, order: DeploymentOrder, name: str, version: int
@@ -159,7 +151,7 @@ class DeploymentStore:
         self, live: DeploymentRecord, name: str, version: int, config: str
     ) -> DeploymentRecord:
         environment = self.governor.policy.environment(live.environment)
-        canary = self._admit(name, version, environment)
+        canary = self._gate.admit(name, version, environment)
         if canary.candidate.model_uid != live.model_uid:
             raise RefusedError(
                 f"the registered model {name!r} was deleted and made anew since the route "
@@ -177,7 +169,7 @@ class DeploymentStore:
         connection: Connection,
         ledger: _Covering,
         record: DeploymentRecord,
-        canary: _Admitted,
+        canary: Admitted,
         config: str,
     ) -> DeploymentRecord:
         rollout = NewRollout(uuid.uuid4().hex, config, canary.provenance)
@@ -245,104 +237,6 @@ class DeploymentStore:
             self._covering() as ledger,
         ):
             yield connection, ledger, record
-
-    # The gate ------------------------------------------------------------------------------
-
-    def _resolve(self, model: str) -> tuple[str, int, str | None]:
-        """Name, version and, when it was named so, alias."""
-        rest = model.removeprefix("models:/")
-        at = "@" in rest
-        name, separator, last = rest.rpartition("@") if at else rest.rpartition("/")
-        if not model.startswith("models:/") or not separator or not name or not last:
-            raise RefusedError(
-                f"{model!r} is not models:/name/version or models:/name@alias", "correct it"
-            )
-        if at:
-            return name, self._backend.resolve(name, f"@{last}"), last
-        if not (last.isascii() and last.isdigit() and 0 < int(last) <= _LARGEST_VERSION):
-            raise NotFoundError(f"{last!r} is not a version number", "write models:/name/3")
-        return name, int(last), None
-
-    def _environment(self, name: str, alias: str | None, wanted: str | None) -> Environment:
-        """Whose gate applies: what was asked for, else what the name or alias means."""
-        policy = self.governor.policy
-        meant = policy.environment_for_registered_model(name)
-        if meant is None and alias is not None:
-            meant = policy.environment_for_alias(alias)
-        if wanted is None:
-            if meant is not None:
-                return meant
-            raise RefusedError(
-                f"it is not said which environment {name!r} is deployed to",
-                "add --env "
-                + " or --env ".join(environment.name for environment in policy.environments),
-                subject=f"models:/{name}",
-            )
-        return policy.environment(wanted)
-
-    def _admit(self, name: str, version: int, environment: Environment) -> _Admitted:
-        """The version, when it may answer in the environment."""
-        adopt(self.governor, name, version)
-        with self.governor.engine.connect() as connection:
-            candidate = registry.candidate(connection, name, version)
-        if candidate.revoked_reason is not None:
-            raise RevokedError(
-                f"{candidate.uri} was revoked: {candidate.revoked_reason}", "deploy another version"
-            )
-        if candidate.root_digest is None:
-            raise UnreachableError(
-                f"{candidate.uri} was registered without a digest, so nobody can check its bytes: "
-                f"{candidate.digest_error or 'no reason is known'}",
-                "register it again from a place that the server can read",
-            )
-        provenance: dict[str, Any] = {
-            "rootDigest": candidate.root_digest,
-            "runId": candidate.run_id,
-            "loggedModelId": candidate.logged_model_id,
-            "policyDigest": self.governor.policy.digest,
-        }
-        if environment.protected:
-            provenance |= self._let_in(candidate, environment.name)
-        served = ServedVersion(version, candidate.version_uid, candidate.root_digest)
-        return _Admitted(candidate, environment.name, served, provenance)
-
-    def _let_in(self, candidate: Candidate, environment: str) -> dict[str, Any]:
-        """Who let it in: by its clearance, as before a load, or by what is approved now."""
-        document = self._backend.release(candidate.model_name, candidate.version)
-        release = Release.parse(
-            json.dumps(document), model=candidate.model_name, version=candidate.version
-        )
-        try:
-            load = verify_release(
-                release,
-                Manifest.from_json(release.manifest or ""),
-                environment=environment,
-                require_signature=True,
-                pinned_first_root=self.governor.settings.trust_root,
-                now_ms=now_ms(),
-            )
-        except (RevokedError, TamperedError):
-            raise
-        except VerificationError as error:
-            return self._would_be_let_in(candidate, environment, error)
-        return {"signers": list(load.signers), "statementId": load.statement_id}
-
-    def _would_be_let_in(
-        self, candidate: Candidate, environment: str, error: VerificationError
-    ) -> dict[str, Any]:
-        if self.governor.policy.environment_for_registered_model(candidate.model_name):
-            raise error  # a copy was let in when it was made, or not at all
-        with self.governor.engine.connect() as connection:
-            decision, standing = self.governor.decide(connection, candidate, environment)
-        sufficient = standing.statement is not None and standing.tally.sufficient
-        if decision.allowed and sufficient and standing.statement is not None:
-            return {
-                "signers": list(standing.tally.persons),
-                "statementId": standing.statement.statement_id,
-            }
-        if isinstance(error, UnsignedError) and not decision.allowed:
-            raise PromotionDeniedError(decision) from error
-        raise error
 
     # What a controller does ----------------------------------------------------------------
 
@@ -450,6 +344,14 @@ def _look(connection: Connection, record: DeploymentRecord) -> Look:
     )
 
 
+def _placed(connection: Connection, new: NewDeployment, order: DeploymentOrder) -> NewDeployment:
+    """With a port: the one that was asked for, or the first that nobody has."""
+    port = order.port or _FIRST_PORT
+    while order.port is None and deployments.holder_of(connection, port) is not None:
+        port += 1
+    return replace(new, port=port, metrics_endpoint=f"http://{order.host}:{port}/metrics")
+
+
 def _same_model(name: str, deployed: str) -> None:
     if name != deployed:
         raise RefusedError(
@@ -478,7 +380,7 @@ def _checked_replicas(replicas: int) -> int:
 
 def _checked_resources(order: DeploymentOrder) -> dict[str, Any]:
     replicas = _checked_replicas(1 if order.replicas is None else order.replicas)
-    return {**order.resources, "replicas": replicas}
+    return {**order.resources, "host": order.host, "replicas": replicas}
 
 
 def open_deployments(uri: str) -> DeploymentStore:

@@ -204,7 +204,13 @@ class Holding:
             elif action.kind is ActionKind.DRAIN:
                 due = now + self._timing.drain
                 drains.append(Drain(application_of(self.record, version), due))
-        return replace(self.course, rollout=state, open=tuple(opened), drains=tuple(drains))
+        return replace(
+            self.course,
+            rollout=state,
+            open=tuple(opened),
+            drains=tuple(drains),
+            paused="" if state.phase.terminal else self.course.paused,
+        )
 
     # -- the database
 

@@ -40,11 +40,11 @@ def port(scenario: Scenario) -> Deployments:
     return open_deployments(scenario.uri)
 
 
-def deploy(port: Deployments, model: str, **more: Any) -> DeploymentRecord:
+def deploy(port: Deployments, /, model: str, **more: Any) -> DeploymentRecord:
     return port.deploy(DeploymentOrder(model, **more))
 
 
-def sandbox(port: Deployments, model: str = "models:/fraud/1", **more: Any) -> DeploymentRecord:
+def sandbox(port: Deployments, /, model: str = "models:/fraud/1", **more: Any) -> DeploymentRecord:
     return deploy(port, model, environment="sandbox", **more)
 
 
@@ -107,7 +107,8 @@ def test_a_version_that_was_let_in_is_deployed(scenario: Scenario, port: Deploym
         "deployId", "modelId", "version", "env", "route", "nodePool", "resources", "status",
         "canaryConfig", "createdAt", "provenance", "metricsEndpoint",
     }  # fmt: skip
-    assert document["resources"] == {"replicas": 2}
+    assert document["resources"] == {"host": "127.0.0.1", "replicas": 2}
+    assert document["metricsEndpoint"] == "http://127.0.0.1:8080/metrics"
     created = of_type(scenario, "serve:deployment:created")
     assert [event["subject"] for event in created] == [record.subject]
     assert created[0]["data"]["versionUid"] == record.stable.version_uid
@@ -229,6 +230,14 @@ def test_of_two_people_on_one_route_one_wins(scenario: Scenario, port: Deploymen
     assert len(of_type(scenario, "serve:deployment:created")) == 1
 
 
+def test_people_on_different_routes_get_different_ports(
+    scenario: Scenario, port: Deployments
+) -> None:
+    scenario.train()
+    found = at_once(5, lambda number: sandbox(port, route=f"r{number}"))
+    assert sorted(record.port for record in found) == [8080, 8081, 8082, 8083, 8084]
+
+
 def test_of_two_rollouts_one_begins(scenario: Scenario, port: Deployments) -> None:
     for _ in range(3):
         scenario.train()
@@ -264,6 +273,21 @@ def test_a_route_is_free_again_after_its_end(scenario: Scenario, port: Deploymen
     assert of_type(scenario, "serve:deployment:ended")[0]["data"]["reason"] == "done"
     with pytest.raises(NotFoundError):
         port.find("nothing")
+
+
+def test_no_two_deployments_share_a_port(scenario: Scenario, port: Deployments) -> None:
+    scenario.train()
+    assert sandbox(port, route="one").port == 8080
+    assert sandbox(port, route="two", port=9000).port == 9000
+    assert sandbox(port, route="three").port == 8081
+    with pytest.raises(RefusedError, match="port 9000 belongs to the route 'two'"):
+        sandbox(port, route="four", port=9000)
+    two = port.end("two", "done")
+    with pytest.raises(RefusedError, match="port 9000"):  # its listeners may still be there
+        sandbox(port, route="four", port=9000)
+    assert port.take(two.deploy_id, "one", now_ms=0, ttl_ms=TTL)
+    port.save(two.deploy_id, 1, progress(stopped=True), now_ms=1)
+    assert sandbox(port, route="four", port=9000).port == 9000
 
 
 def test_a_canary_must_fit_its_route(scenario: Scenario, port: Deployments) -> None:
@@ -403,11 +427,11 @@ def test_an_ended_deployment_is_taken_down_once(scenario: Scenario, port: Deploy
 def test_scale(scenario: Scenario, port: Deployments) -> None:
     scenario.train()
     sandbox(port, replicas=2)
-    assert port.scale("fraud", 4).resources == {"replicas": 4}
+    assert port.scale("fraud", 4).resources["replicas"] == 4
     with pytest.raises(RefusedError):
         port.scale("fraud", -1)
     scaled = of_type(scenario, "serve:deployment:scaled")[0]["data"]
-    assert scaled == {"from": {"replicas": 2}, "to": {"replicas": 4}}
+    assert (scaled["from"]["replicas"], scaled["to"]["replicas"]) == (2, 4)
 
 
 def test_the_alias_passes_the_gate(scenario: Scenario, port: Deployments) -> None:

@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("node_pool", sa.String(length=128), nullable=True),
         sa.Column("resources", sa.Text(), nullable=False),
         sa.Column("provenance", sa.Text(), nullable=False),
+        sa.Column("port", sa.Integer(), nullable=True),
         sa.Column("metrics_endpoint", sa.Text(), nullable=True),
         sa.Column("created_by", sa.String(length=256), nullable=False),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
@@ -57,6 +58,14 @@ def upgrade() -> None:
         sqlite_where=sa.text("ended_ms IS NULL"),
         postgresql_where=sa.text("ended_ms IS NULL"),
     )
+    op.create_index(
+        "chancery_deployments_live_port",
+        "chancery_deployments",
+        ["port"],
+        unique=True,
+        sqlite_where=sa.text("stopped_ms IS NULL"),
+        postgresql_where=sa.text("stopped_ms IS NULL"),
+    )
     op.create_table(
         "chancery_deployment_signals",
         sa.Column("deploy_id", sa.String(length=32), nullable=False),
@@ -94,5 +103,6 @@ def downgrade() -> None:
     )
     op.drop_table("chancery_rollout_decisions")
     op.drop_table("chancery_deployment_signals")
+    op.drop_index("chancery_deployments_live_port", table_name="chancery_deployments")
     op.drop_index("chancery_deployments_live_route", table_name="chancery_deployments")
     op.drop_table("chancery_deployments")
