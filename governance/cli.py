@@ -21,6 +21,7 @@ from rich.table import Table
 
 from governance.backend import Backend, PromotionRequest, open_backend
 from governance.canonical import digest_directory
+from governance.cli_lazy import add_lazy_commands
 from governance.cli_ledger import ledger
 from governance.cli_trust import trust
 from governance.errors import ConfigurationError
@@ -337,6 +338,7 @@ def keys_create(path: Path, as_json: bool) -> None:
 
 main.add_command(ledger)
 main.add_command(trust)
+add_lazy_commands(main)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,346 @@
+"""``chancery deploy``: put versions behind routes, and see and steer their rollouts.
+
+Thin: every verb calls the port of ``governance.deployment_port`` and prints. Only what starts
+something needs Ray, and it is asked for before anything is written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.live import Live
+
+from governance.deployment_port import DeploymentOrder, Deployments, open_deployments
+from governance.deployment_records import DeploymentRecord, SignalKind
+from governance.errors import ConfigurationError, RefusedError
+from governance.terminal import answer_errors, console, json_option, print_json, uri_option
+from serve.config import CanaryConfig, OnTimeout
+from serve.parsing import load_canary, parse_canary
+from serve.views import as_panel, as_table, describe, explain, explained
+
+__all__ = ["deploy"]
+
+_AT_ONCE = CanaryConfig(
+    steps=(99.0, 100.0), min_samples=1, min_seconds=0.0, on_timeout=OnTimeout.HOLD
+)
+"""How one goes back: verified first, then nearly everything, then all of it."""
+
+_ray_option = click.option(
+    "--ray", "address", envvar="RAY_ADDRESS", default="auto", show_default=True, show_envvar=True,
+    help="Address of the Ray cluster.",
+)  # fmt: skip
+_reason_option = click.option("--reason", default="", help="Why; it is on the ledger.")
+
+
+class _Deploy(click.Group):
+    """``chancery deploy models:/…`` is short for ``chancery deploy start models:/…``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands:
+            help_wanted = {"-h", "--help"} & set(args[:1])
+            if not help_wanted and any(arg.startswith("models:/") for arg in args):
+                args = ["start", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Deploy, context_settings={"help_option_names": ["-h", "--help"]})
+def deploy() -> None:
+    """Serve versions behind routes, with canaries that decide by themselves.
+
+    `chancery deploy MODEL` is short for `chancery deploy start MODEL`.
+    """
+
+
+def _show(record: DeploymentRecord, *, as_json: bool) -> None:
+    if as_json:
+        return print_json(record.to_dict())
+    for line in describe(record):
+        console.print(line, markup=False)
+    return None
+
+
+def _canary(canary: str | None, config: Path | None) -> str | None:
+    """The checked configuration as JSON text; nothing is written before it is right."""
+    if config is None:
+        return None if canary is None else parse_canary(canary).model_dump_json()
+    found = load_canary(config)
+    if canary is None:
+        return found.model_dump_json()
+    if found.model_fields_set & {"steps", "weights"}:
+        raise ConfigurationError(
+            f"{config} and --canary both say how much the canary gets",
+            "leave out --canary, or 'steps' and 'weights' in the file",
+        )
+    steps = parse_canary(canary).steps
+    return found.model_copy(update={"steps": steps}).model_dump_json()
+
+
+@deploy.command()
+@click.argument("model")
+@click.option("--route", help="Where clients reach it; default: the registered model's name.")
+@click.option("--env", "environment", help="Whose gate applies; default: the alias's.")
+@click.option("--canary", help="5%, or steps as 5,25,50,100, or a .yaml file: roll it out so.")
+@click.option("--config", type=click.Path(path_type=Path), help="A canary configuration (YAML).")
+@click.option("--stable", help="With --canary on a free route: what it is compared with.")
+@click.option("--replicas", type=int, help="Of each variant; default 1.")
+@click.option("--cpus", help="CPUs of each replica, as Ray counts them; default 1.")
+@click.option("--gpus", help="GPUs of each replica; default 0.")
+@click.option("--pool", "node_pool", help="Node pool: the Ray label pool=… that nodes must have.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: the first free from 8080.")
+@click.option("--record-only", is_flag=True, help="Start nothing; `recover` does so later.")
+@_ray_option
+@uri_option
+@json_option
+@answer_errors
+def start(
+    model: str,
+    route: str | None,
+    environment: str | None,
+    canary: str | None,
+    config: Path | None,
+    stable: str | None,
+    replicas: int | None,
+    cpus: str | None,
+    gpus: str | None,
+    node_pool: str | None,
+    host: str,
+    port: int | None,
+    record_only: bool,
+    address: str,
+    uri: str,
+    as_json: bool,
+) -> None:
+    """Let MODEL (models:/name/version or models:/name@alias) answer on a route.
+
+    With --canary or --config it is rolled out beside what answers there.
+    """
+    order = DeploymentOrder(
+        model=model,
+        route=route,
+        environment=environment,
+        canary_config=_canary(canary, config),
+        stable=stable,
+        replicas=replicas,
+        resources=_numbers(numCpus=cpus, numGpus=gpus),
+        node_pool=node_pool,
+        host=host,
+        port=port,
+    )
+    launch = None if record_only else _launcher(uri, address)
+    record = open_deployments(uri).deploy(order)
+    if launch is not None:
+        launch(record)
+    _show(record, as_json=as_json)
+
+
+def _numbers(**given: str | None) -> dict[str, str]:
+    found = {}
+    for name, text in given.items():
+        if text is None:
+            continue
+        try:
+            if not 0 <= float(text) < 10_000:
+                raise ValueError
+        except ValueError as error:
+            raise RefusedError(f"{name}: {text!r} is not a number", "write 1 or 0.5") from error
+        found[name] = text
+    return found
+
+
+def _launcher(uri: str, address: str) -> Callable[[DeploymentRecord], None]:
+    """Starts controllers; the cluster is there, or nothing is written."""
+    from serve.launch import connect, ensure_controller
+
+    connect(address)
+    return lambda record: ensure_controller(record, uri)
+
+
+@deploy.command("list")
+@click.option("--all", "ended", is_flag=True, help="Those that were ended too.")
+@uri_option
+@json_option
+@answer_errors
+def list_(ended: bool, uri: str, as_json: bool) -> None:
+    """List the deployments, newest first."""
+    found = open_deployments(uri).list(ended=ended)
+    if as_json:
+        return print_json([record.to_dict() for record in found])
+    console.print(as_table(found) if found else "nothing is deployed")
+    return None
+
+
+@deploy.command()
+@click.argument("name")
+@uri_option
+@json_option
+@answer_errors
+def show(name: str, uri: str, as_json: bool) -> None:
+    """Show the deployment NAME (its route, id, or six digits of the id)."""
+    _show(open_deployments(uri).find(name), as_json=as_json)
+
+
+@deploy.command()
+@click.argument("name")
+@uri_option
+@json_option
+@answer_errors
+def why(name: str, uri: str, as_json: bool) -> None:
+    """Explain where the rollout of NAME stands and every decision, with its numbers."""
+    port = open_deployments(uri)
+    record = port.find(name)
+    decisions = port.decisions(record.deploy_id)
+    if as_json:
+        return print_json(explained(record, decisions))
+    for line in explain(record, decisions):
+        console.print(line, markup=False)
+    return None
+
+
+@deploy.command()
+@click.argument("name")
+@click.option("--seconds", type=float, help="Stop after so long; default: at the rollout's end.")
+@uri_option
+@json_option
+@answer_errors
+def watch(name: str, seconds: float | None, uri: str, as_json: bool) -> None:
+    """Watch NAME live until its rollout ends (or Ctrl-C); --json prints the last state."""
+    port = open_deployments(uri)
+    record = port.find(name)
+    until = None if seconds is None else time.monotonic() + seconds
+    if as_json:
+        record = _follow(port, record, until, lambda _: None)
+        return print_json(explained(record, port.decisions(record.deploy_id)))
+    with Live(as_panel(record, _now()), console=console, auto_refresh=False) as live:
+        _follow(port, record, until, lambda now: live.update(as_panel(now, _now()), refresh=True))
+    return None
+
+
+def _follow(
+    port: Deployments,
+    record: DeploymentRecord,
+    until: float | None,
+    show: Callable[[DeploymentRecord], None],
+) -> DeploymentRecord:
+    while record.ended_ms is None and (record.canary is not None or until is not None):
+        if until is not None and time.monotonic() >= until:
+            break
+        time.sleep(0.5)
+        record = port.find(record.deploy_id)
+        show(record)
+    return record
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _ask(kind: SignalKind, name: str, reason: str, uri: str, *, as_json: bool) -> None:
+    record = open_deployments(uri).ask(name, kind, reason)
+    if as_json:
+        return print_json(record.to_dict())
+    console.print(f"asked  {kind.value} of {record.route}: its controller follows", markup=False)
+    return None
+
+
+@deploy.command()
+@click.argument("name")
+@_reason_option
+@uri_option
+@json_option
+@answer_errors
+def pause(name: str, reason: str, uri: str, as_json: bool) -> None:
+    """Hold the rollout of NAME where it is; it is still watched, and rolled back if need be."""
+    _ask(SignalKind.PAUSE, name, reason, uri, as_json=as_json)
+
+
+@deploy.command()
+@click.argument("name")
+@_reason_option
+@uri_option
+@json_option
+@answer_errors
+def resume(name: str, reason: str, uri: str, as_json: bool) -> None:
+    """Let the rollout of NAME go on."""
+    _ask(SignalKind.RESUME, name, reason, uri, as_json=as_json)
+
+
+@deploy.command()
+@click.argument("name")
+@_reason_option
+@uri_option
+@json_option
+@answer_errors
+def abort(name: str, reason: str, uri: str, as_json: bool) -> None:
+    """End the rollout of NAME; all traffic goes back to stable, aliases stay as they are."""
+    _ask(SignalKind.ABORT, name, reason, uri, as_json=as_json)
+
+
+@deploy.command()
+@click.argument("name")
+@_reason_option
+@uri_option
+@json_option
+@answer_errors
+def rollback(name: str, reason: str, uri: str, as_json: bool) -> None:
+    """Roll NAME back: its rollout, or else to the version before the last promotion."""
+    port = open_deployments(uri)
+    if port.find(name).canary is not None:
+        return _ask(SignalKind.ROLLBACK, name, reason, uri, as_json=as_json)
+    return _show(port.back(name, reason, _AT_ONCE.model_dump_json()), as_json=as_json)
+
+
+@deploy.command()
+@click.argument("name")
+@_reason_option
+@uri_option
+@json_option
+@answer_errors
+def quarantine(name: str, reason: str, uri: str, as_json: bool) -> None:
+    """Stop the canary of NAME from answering; without a rollout, its stable version."""
+    _ask(SignalKind.QUARANTINE, name, reason, uri, as_json=as_json)
+
+
+@deploy.command()
+@click.argument("name")
+@click.option("--replicas", type=int, required=True, help="Of each variant.")
+@uri_option
+@json_option
+@answer_errors
+def scale(name: str, replicas: int, uri: str, as_json: bool) -> None:
+    """Give each variant of NAME so many replicas."""
+    _show(open_deployments(uri).scale(name, replicas), as_json=as_json)
+
+
+@deploy.command()
+@click.argument("name")
+@_reason_option
+@uri_option
+@json_option
+@answer_errors
+def delete(name: str, reason: str, uri: str, as_json: bool) -> None:
+    """End NAME: nobody answers on its route any more, and the route is free."""
+    _show(open_deployments(uri).end(name, reason), as_json=as_json)
+
+
+@deploy.command()
+@click.argument("name", required=False)
+@_ray_option
+@uri_option
+@json_option
+@answer_errors
+def recover(name: str | None, address: str, uri: str, as_json: bool) -> None:
+    """Start the controllers of NAME, or of every deployment, on a cluster that lost them."""
+    launch = _launcher(uri, address)
+    port = open_deployments(uri)
+    found = [port.find(name)] if name else list(port.list(ended=True))
+    found = [record for record in found if record.stopped_ms is None]
+    for record in found:
+        launch(record)
+    if as_json:
+        return print_json([record.to_dict() for record in found])
+    console.print(as_table(found) if found else "nothing is deployed")
+    return None

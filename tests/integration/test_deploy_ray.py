@@ -1,0 +1,188 @@
+"""A deployment on a real Ray cluster: route, canary, takeover, promotion, revocation, the end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("ray", reason="the serving extra is not installed")
+import ray
+
+from benchmarks.surroundings import free_port
+from governance.cli import main
+from governance.deployment_port import open_deployments
+from governance.deployment_records import DeploymentRecord, DeploymentStatus
+from serve.ray_cluster import NAMESPACE, actor_name
+from tests.scenario import Scenario
+
+BODY = json.dumps({"inputs": [[1.0, 2.0]]}).encode()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cluster of our own; nothing is told to anybody."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    if ray.is_initialized():
+        ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="r") as folder:
+        ray.init(
+            num_cpus=16,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            _temp_dir=folder,
+            log_to_driver=False,
+        )
+        try:
+            yield
+        finally:
+            from ray import serve
+
+            serve.shutdown()
+            ray.shutdown()
+
+
+class Clients:
+    """Ask without a pause until the end; what they were told."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.statuses: Counter[int] = Counter()
+        self.versions: Counter[str] = Counter()
+        self.lost = 0
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(4)]
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(20)
+
+    def ask(self) -> tuple[int, bytes, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            headers = {"content-type": "application/json"}
+            connection.request("POST", "/invocations", BODY, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(), answer.getheader("x-chancery-model") or ""
+        finally:
+            connection.close()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                status, _, version = self.ask()
+            except (OSError, http.client.HTTPException):
+                self.lost += 1
+            else:
+                self.statuses[status] += 1
+                self.versions[version] += 1
+            time.sleep(0.01)
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"within {timeout_s:g} s it did not happen that {what}")
+        time.sleep(0.1)
+
+
+def test_a_deployment_from_start_to_end(scenario: Scenario, cluster: None, tmp_path: Path) -> None:
+    stable, canary = scenario.train(), scenario.train()
+    scenario.to_prod(stable)
+    store, port = open_deployments(scenario.uri), free_port()
+
+    def chancery(*args: str, code: int = 0) -> Any:
+        result = CliRunner().invoke(main, ["deploy", *args, "--uri", scenario.uri, "--json"])
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout)
+
+    def record() -> DeploymentRecord:
+        return store.find(deployed["deployId"])
+
+    deployed = chancery("models:/fraud@champion", "--port", str(port), "--cpus", "0.1")
+    wait_for(lambda: record().status is DeploymentStatus.SERVING, "stable serves")
+    clients = Clients(port)
+
+    def answers() -> bool:
+        try:
+            return clients.ask()[0] == 200
+        except OSError:
+            return False
+
+    wait_for(answers, "the route answers")
+    with clients:
+        time.sleep(1)
+        config = tmp_path / "canary.yaml"
+        config.write_text(
+            "steps: [20, 100]\nmin_samples: 30\nmin_seconds: 3\n"
+            "analysis: {latency: null}\non_success: {promote_alias: challenger}\n"
+        )
+        scenario.promote(canary, "challenger", "staging")
+        scenario.clear(canary, "prod")
+        chancery(f"models:/fraud/{canary}", "--route", "fraud", "--config", str(config))
+        wait_for(lambda: chancery("why", "fraud")["phase"] == "canary", "the canary gets traffic")
+        actor = ray.get_actor(actor_name(deployed["deployId"]), namespace=NAMESPACE)
+        ray.kill(actor, no_restart=False)  # in the middle of a step
+        wait_for(lambda: record().stable.version == canary, "the canary is promoted")
+        assert record().fence >= 2
+        time.sleep(2)
+    assert set(clients.statuses) == {200}, clients.statuses
+    assert clients.lost == 0
+    outcomes = [d.document["outcome"] for d in store.decisions(deployed["deployId"])]
+    assert outcomes == ["started", "verified", "advanced", "promoted"]
+
+    scenario.backend.revoke("fraud", canary, "it leaks")
+    began = time.monotonic()
+    wait_for(lambda: clients.ask()[0] == 503, "nobody answers", 10)
+    assert time.monotonic() - began < 5
+    assert b"it leaks" in clients.ask()[1]
+    chancery("delete", "fraud")
+    wait_for(lambda: record().stopped_ms is not None, "it is taken down")
+
+    def gone() -> bool:
+        try:
+            ray.get_actor(actor_name(deployed["deployId"]), namespace=NAMESPACE)
+        except ValueError:
+            return True
+        return False
+
+    wait_for(gone, "its controller is gone")
+
+
+def test_bytes_that_were_tampered_with_get_no_request(scenario: Scenario, cluster: None) -> None:
+    first, second = scenario.train(), scenario.train()
+    store = open_deployments(scenario.uri)
+    run = CliRunner().invoke
+    port = str(free_port())
+    options = ["--uri", scenario.uri, "--env", "sandbox", "--cpus", "0.1"]
+    done = run(main, ["deploy", f"models:/fraud/{first}", "--port", port, *options])
+    assert done.exit_code == 0, done.output
+    wait_for(lambda: store.find("fraud").status is DeploymentStatus.SERVING, "stable serves")
+    folder = scenario.model_folder(second)
+    victim = next(path for path in folder.rglob("*") if path.suffix in (".pkl", ".skops"))
+    os.chmod(victim, 0o644)
+    victim.write_bytes(victim.read_bytes() + b"x")
+    done = run(main, ["deploy", f"models:/fraud/{second}", "--canary", "5%", "--uri", scenario.uri])
+    assert done.exit_code == 0, done.output
+    wait_for(lambda: store.find("fraud").canary is None, "the rollout ends", 90)
+    decision = store.decisions(store.find("fraud").deploy_id)[-1].document
+    assert decision["outcome"] == "quarantined", decision
+    assert "TAMPERED" in " ".join(decision["explanation"])
