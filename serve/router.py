@@ -72,7 +72,7 @@ class ShadowLimits:
     total_bytes: int = 32 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each request, and freezing costs a microsecond
 class _Outcome:
     """What asking a variant gave: always something to tell a client."""
 
