@@ -332,8 +332,9 @@ deployments = Table(
     ),
 )
 """A route and what answers on it. A rollout runs while ``canary_uid`` is there; ``previous`` is
-what the last promotion replaced. A port is given back when its listeners are down: several may share
-one, so two deployments would share their clients. ``fence`` only grows, with each lease; ``signals`` counts them.
+what the last promotion replaced. A port is given back when its listeners are down: several may
+share one, so two deployments would share their clients. ``fence`` only grows, with each lease;
+``signals`` counts them.
 """
 
 deployment_signals = Table(

@@ -70,8 +70,8 @@ _NORMAL = NormalDist()
 _SMALL = 1e-9
 _STEPS = 60  # halvings when looking for the closest point
 _ROUNDING = 1e-6
-"""Taken from the logarithm where the closest point is searched for: near rates of 0 and 1 the search
-ends up to 2e-7 of an e-value beside it."""
+"""Taken from the logarithm where the closest point is searched for: near rates of 0 and 1 the
+search ends up to 2e-7 of an e-value beside it."""
 
 
 def _inside(rate: float) -> float:
