@@ -57,10 +57,10 @@ def ensure_controller(record: DeploymentRecord, uri: str) -> None:
     from serve.controller_actor import ControllerActor
     from serve.ray_cluster import NAMESPACE, RayOptions, actor_name
 
-    environment = {
-        name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)
-    } | {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri}
-    options = RayOptions(environment=environment)
+    uri = _absolute(uri)
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    environment = passed_on | _stores(uri)
+    options = RayOptions(environment=passed_on | _stores(_server() or uri))
     ray.remote(ControllerActor).options(
         name=actor_name(record.deploy_id),
         namespace=NAMESPACE,
@@ -71,3 +71,24 @@ def ensure_controller(record: DeploymentRecord, uri: str) -> None:
         num_cpus=0,
         runtime_env={"env_vars": environment},
     ).remote(record.deploy_id, uri, options)
+
+
+def _stores(uri: str) -> dict[str, str]:
+    return {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri}
+
+
+def _server() -> str | None:
+    """The MLflow server that this process was told of: replicas load through it.
+
+    Artifacts that a server keeps for its clients (``mlflow-artifacts:``) have no other way.
+    """
+    named = (os.environ.get(name, "") for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"))
+    return next((uri for uri in named if uri.startswith(("http://", "https://"))), None)
+
+
+def _absolute(uri: str) -> str:
+    """A SQLite file's URI as it reads from any folder: an actor has another than we have."""
+    scheme, separator, path = uri.partition(":///")
+    if separator and scheme.endswith("sqlite") and path and not path.startswith("/"):
+        return f"{scheme}:///{os.path.abspath(path)}"
+    return uri
