@@ -35,6 +35,7 @@ bench: $(STAMP) system
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/verified_load.py
+	$(BIN)/python benchmarks/rollout.py
 
 docs: $(STAMP)
 	$(BIN)/python -m pytest tests/unit/test_documentation.py
