@@ -88,7 +88,7 @@ def postgres() -> Iterator[str]:
             **options,
         )
         command = [binaries / "postgres", "-D", data, "-p", str(port), "-k", folder]
-        for setting in ("listen_addresses=127.0.0.1", "max_connections=200"):
+        for setting in ("listen_addresses=127.0.0.1", "max_connections=400"):
             command += ["-c", setting]
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options

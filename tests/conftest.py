@@ -146,16 +146,27 @@ def postgres_template(postgres_server: str) -> str:
 
 
 @pytest.fixture
-def postgres_uri(postgres_server: str, postgres_template: str) -> str:
+def postgres_uri(postgres_server: str, postgres_template: str) -> Iterator[str]:
     """A database of its own, with MLflow's tables and nothing in them."""
     import psycopg
 
+    from mlflow_plugins.governor import Governor
+
     name = f"t{os.getpid()}_{time.monotonic_ns()}"
+    uri = f"{postgres_server}/{name}"
     with psycopg.connect(
         postgres_server.replace("+psycopg", "") + "/postgres", autocommit=True
     ) as connection:
         connection.execute(f'CREATE DATABASE "{name}" TEMPLATE {postgres_template}')
-    return f"{postgres_server}/{name}"
+        yield uri
+        for key, governor in list(Governor._instances.items()):
+            if governor.uri == uri:
+                governor.ledger.close()
+                del Governor._instances[key]
+        # Pools of this process keep connections for good, and the server has only so many.
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+        )
 
 
 def make_mlflow_tables(uri: str) -> None:
