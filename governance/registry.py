@@ -146,7 +146,7 @@ def add_version(
     new: NewVersion,
     now_ms: int,
     *,
-    statement: ReturningInsert[Any] = new_version_statement(),  # noqa: B008
+    statement: ReturningInsert[Any],
     **also: object,
 ) -> tuple[str, Row[Any]]:
     """Record a version, which seals its artifact, and its run once that ends.

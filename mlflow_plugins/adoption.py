@@ -13,7 +13,7 @@ from sqlalchemy import select
 from governance import registry
 from governance.errors import NotFoundError
 from governance.events import AuditEvent, EventName
-from mlflow_plugins.artifacts import location_of, read_manifest
+from mlflow_plugins.artifacts import location_of, read_manifest_at
 from mlflow_plugins.governor import Governor
 from mlflow_plugins.registry_guard import PendingVersion, register_version
 
@@ -42,14 +42,15 @@ def adopt(governor: Governor, name: str, version: int) -> None:
                 raise
         else:
             return
-    manifest, problem = read_manifest(row.storage_location or row.source)
+    location = location_of(row.storage_location or row.source)
+    manifest, problem = read_manifest_at(location)
     logged_model = row.source.removeprefix("models:/") if "models:/m-" in row.source else None
     with governor.engine.begin() as connection:
         source_run = select(SqlLoggedModel.source_run_id).where(
             SqlLoggedModel.model_id == logged_model
         )
         found = PendingVersion(
-            location_of(row.storage_location or row.source),
+            location,
             logged_model,
             manifest,
             problem,

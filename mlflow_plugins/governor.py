@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import Connection
 
 from governance import lineage, registry
+from governance.clock import now_ms
 from governance.database import connect, migrate
 from governance.errors import (
     ConfigurationError,
@@ -38,11 +38,6 @@ from governance.signing.trust import TrustRoots
 from mlflow_plugins import evidence as mlflow_evidence
 
 __all__ = ["Governor", "now_ms"]
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 class Governor:

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 from rich.live import Live
 
+from governance.clock import now_ms
 from governance.deployment_port import DeploymentOrder, Deployments, open_deployments
 from governance.deployment_records import DeploymentRecord, SignalKind
 from governance.errors import ConfigurationError, RefusedError
@@ -214,8 +215,8 @@ def watch(name: str, seconds: float | None, uri: str, as_json: bool) -> None:
     if as_json:
         record = _follow(port, record, until, lambda _: None)
         return print_json(explained(record, port.decisions(record.deploy_id)))
-    with Live(as_panel(record, _now()), console=console, auto_refresh=False) as live:
-        _follow(port, record, until, lambda now: live.update(as_panel(now, _now()), refresh=True))
+    with Live(as_panel(record, now_ms()), console=console, auto_refresh=False) as live:
+        _follow(port, record, until, lambda now: live.update(as_panel(now, now_ms()), refresh=True))
     return None
 
 
@@ -234,10 +235,6 @@ def _follow(
     return record
 
 
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def _ask(kind: SignalKind, name: str, reason: str, uri: str, *, as_json: bool) -> None:
     record = open_deployments(uri).ask(name, kind, reason)
     if as_json:
@@ -246,45 +243,31 @@ def _ask(kind: SignalKind, name: str, reason: str, uri: str, *, as_json: bool) -
     return None
 
 
-@deploy.command()
-@click.argument("name")
-@_reason_option
-@uri_option
-@json_option
-@answer_errors
+def _steering(function: Callable[..., None]) -> click.Command:
+    """A command that does something to the deployment NAME, for a reason."""
+    function = uri_option(json_option(answer_errors(function)))
+    return deploy.command()(click.argument("name")(_reason_option(function)))
+
+
+@_steering
 def pause(name: str, reason: str, uri: str, as_json: bool) -> None:
     """Hold the rollout of NAME where it is; it is still watched, and rolled back if need be."""
     _ask(SignalKind.PAUSE, name, reason, uri, as_json=as_json)
 
 
-@deploy.command()
-@click.argument("name")
-@_reason_option
-@uri_option
-@json_option
-@answer_errors
+@_steering
 def resume(name: str, reason: str, uri: str, as_json: bool) -> None:
     """Let the rollout of NAME go on."""
     _ask(SignalKind.RESUME, name, reason, uri, as_json=as_json)
 
 
-@deploy.command()
-@click.argument("name")
-@_reason_option
-@uri_option
-@json_option
-@answer_errors
+@_steering
 def abort(name: str, reason: str, uri: str, as_json: bool) -> None:
     """End the rollout of NAME; all traffic goes back to stable, aliases stay as they are."""
     _ask(SignalKind.ABORT, name, reason, uri, as_json=as_json)
 
 
-@deploy.command()
-@click.argument("name")
-@_reason_option
-@uri_option
-@json_option
-@answer_errors
+@_steering
 def rollback(name: str, reason: str, uri: str, as_json: bool) -> None:
     """Roll NAME back: its rollout, or else to the version before the last promotion."""
     port = open_deployments(uri)
@@ -293,12 +276,7 @@ def rollback(name: str, reason: str, uri: str, as_json: bool) -> None:
     return _show(port.back(name, reason, _AT_ONCE.model_dump_json()), as_json=as_json)
 
 
-@deploy.command()
-@click.argument("name")
-@_reason_option
-@uri_option
-@json_option
-@answer_errors
+@_steering
 def quarantine(name: str, reason: str, uri: str, as_json: bool) -> None:
     """Stop the canary of NAME from answering; without a rollout, its stable version."""
     _ask(SignalKind.QUARANTINE, name, reason, uri, as_json=as_json)
@@ -315,12 +293,7 @@ def scale(name: str, replicas: int, uri: str, as_json: bool) -> None:
     _show(open_deployments(uri).scale(name, replicas), as_json=as_json)
 
 
-@deploy.command()
-@click.argument("name")
-@_reason_option
-@uri_option
-@json_option
-@answer_errors
+@_steering
 def delete(name: str, reason: str, uri: str, as_json: bool) -> None:
     """End NAME: nobody answers on its route any more, and the route is free."""
     _show(open_deployments(uri).end(name, reason), as_json=as_json)

@@ -14,6 +14,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from governance.clock import now_ms
 from governance.deployment_port import open_deployments
 from serve.controller import Controller
 from serve.plan import Report
@@ -77,7 +78,7 @@ class ControllerActor:
         while not controller.finished:
             began = time.monotonic()
             try:
-                controller.tick(time.time_ns() // 1_000_000)
+                controller.tick(now_ms())
             except Exception:  # noqa: BLE001 - a deployment goes on with its last plan meanwhile
                 _log.exception("a tick of deployment %s failed", self._deploy_id)
             time.sleep(max(0.02, TICK_S - (time.monotonic() - began)))
@@ -89,7 +90,7 @@ class ControllerActor:
             open_deployments(self._uri),
             RayCluster(self._options),
             owner=f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:6]}",
-            clock=lambda: time.time_ns() // 1_000_000,
+            clock=now_ms,
         )
 
     @staticmethod
