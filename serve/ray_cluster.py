@@ -40,6 +40,8 @@ def gateway_name(deploy_id: str) -> str:
 
 def _sockets() -> str:
     """A short path: a socket's may have 107 bytes."""
+    if named := os.environ.get("CHANCERY_SERVE_SOCKETS"):
+        return named
     return str(Path(tempfile.gettempdir()) / f"chancery-{os.getuid()}")
 
 
