@@ -156,7 +156,7 @@ def _launcher(uri: str, address: str) -> Callable[[DeploymentRecord], None]:
     """Starts controllers; the cluster is there, or nothing is written."""
     from serve.launch import connect, ensure_controller
 
-    connect(address)
+    connect(address, uri)
     return lambda record: ensure_controller(record, uri)
 
 

@@ -29,10 +29,21 @@ class Running(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VariantState:
-    """How an application does; ``REFUSED``: its bytes may not be loaded. ``reason`` says why."""
+    """How an application does.
+
+    Attributes:
+        running: In a word; ``REFUSED``: its bytes may not be loaded.
+        reason: Why it does not run.
+        replicas: How many there are, those that start included.
+        waiting: Whether some of them do not run yet.
+        lacking: What no node of the cluster has, so that they may wait for ever.
+    """
 
     running: Running
     reason: str = ""
+    replicas: int = 0
+    waiting: bool = False
+    lacking: str = ""
 
 
 @dataclass(frozen=True, slots=True)

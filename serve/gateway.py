@@ -382,8 +382,13 @@ class Gateway:
             listener.close()
 
 
-def gateway_application(spec: GatewaySpec) -> Any:
-    """The gateways as a Ray Serve application, for ``serve.run(…, route_prefix=None)``."""
+def gateway_application(spec: GatewaySpec, code: str | None = None) -> Any:
+    """The gateways as a Ray Serve application, for ``serve.run(…, route_prefix=None)``.
+
+    Args:
+        spec: How they run.
+        code: Says what runs, as in ``serve.replica.model_application``.
+    """
     from ray import serve
 
     deployment = serve.deployment(
@@ -400,4 +405,7 @@ def gateway_application(spec: GatewaySpec) -> Any:
         max_surge_percent=100,
         logging_config={"enable_access_log": False},
     )
-    return deployment(Gateway).bind(spec)
+    declared = deployment(Gateway)
+    if code is not None:
+        declared = declared.options(version=code, _internal=True)
+    return declared.bind(spec)

@@ -2,6 +2,9 @@
 
 The cluster is asked for first, so that nothing is written about a deployment that nobody could
 start. Starting a controller that is there already does nothing.
+
+Ray gets no password (``serve.credentials``), and of this process's variables only those that
+actors need.
 """
 
 from __future__ import annotations
@@ -11,17 +14,22 @@ import os
 
 from governance.deployment_records import DeploymentRecord
 from governance.errors import ConfigurationError, UnreachableError
+from governance.terminal import settings_of
+from serve.credentials import hide_in_arguments, passed_on, without_password
 
 __all__ = ["connect", "ensure_controller"]
 
-_PASSED_ON = ("CHANCERY_",)
 
-
-def connect(address: str = "auto") -> None:
+def connect(address: str = "auto", uri: str = "") -> None:
     """Join the cluster as a client, unless this process is in one.
 
+    Args:
+        address: Of the cluster.
+        uri: Of the store, if the command line may name it.
+
     Raises:
-        ConfigurationError: Ray is not installed.
+        ConfigurationError: Ray is not installed, or the command line holds a password that Ray
+            would keep.
         UnreachableError: there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no call home unless somebody wants it
@@ -35,6 +43,7 @@ def connect(address: str = "auto") -> None:
         ) from error
     if ray.is_initialized():
         return
+    hide_in_arguments(uri, _shown(uri))
     from serve.ray_cluster import NAMESPACE
 
     try:
@@ -57,10 +66,9 @@ def ensure_controller(record: DeploymentRecord, uri: str) -> None:
     from serve.controller_actor import ControllerActor
     from serve.ray_cluster import NAMESPACE, RayOptions, actor_name
 
-    uri = _absolute(uri)
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    environment = passed_on | _stores(uri)
-    options = RayOptions(environment=passed_on | _stores(_server() or uri))
+    uri = _shown(_absolute(uri))
+    environment = passed_on(os.environ)
+    options = RayOptions(environment=environment | _stores(_shown(_server() or uri)))
     ray.remote(ControllerActor).options(
         name=actor_name(record.deploy_id),
         namespace=NAMESPACE,
@@ -69,8 +77,13 @@ def ensure_controller(record: DeploymentRecord, uri: str) -> None:
         max_restarts=-1,
         max_concurrency=64,
         num_cpus=0,
-        runtime_env={"env_vars": environment},
+        runtime_env={"env_vars": environment | _stores(uri)},
     ).remote(record.deploy_id, uri, options)
+
+
+def _shown(uri: str) -> str:
+    """The URI without its password."""
+    return without_password(uri, settings_of(uri).home)
 
 
 def _stores(uri: str) -> dict[str, str]:

@@ -4,28 +4,44 @@ A variant is an application of its own, so that starting or stopping one touches
 route has an application of gateways. Nothing here waits for Ray: an application is asked for, and
 ``state`` tells how it does. Starting, scaling and restarting replicas is Ray's own work.
 
+An application is declared under a version of our own: a digest of what runs in its replicas. Ray
+would otherwise give each declaration a new one and replace every replica, also when a controller
+that takes over says the same once more, or asks for one replica more.
+
 Only this module, ``serve.replica`` and ``serve.gateway`` know Ray Serve.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from governance.deployment_records import DeploymentRecord
+from serve.capacity import Needs, lacking
 from serve.cluster import Running, VariantSpec, VariantState
 
-__all__ = ["NAMESPACE", "RayCluster", "RayOptions", "actor_name", "gateway_name"]
+if TYPE_CHECKING:
+    from serve.gateway import GatewaySpec
+    from serve.replica import ModelSpec
+
+__all__ = ["NAMESPACE", "RayCluster", "RayOptions", "actor_name", "gateway_name", "needs_of"]
 
 NAMESPACE = "chancery"
 
 _LONGEST = 500
 _FRESH_S = 0.2  # for which one answer of Serve's controller does for all applications
+_NODES_FRESH_S = 5.0
+_BEGUN = ("STARTING", "UPDATING", "RECOVERING", "RUNNING")
 
 
 def actor_name(deploy_id: str) -> str:
@@ -52,16 +68,10 @@ class RayOptions:
     Attributes:
         environment: Variables of replicas, as the store's address.
         sockets: Folder of the replicas' sockets, on each node.
-        gateways: Listeners of a route; two or more survive each other.
-        gateway_cpus: Of each, as Ray counts them.
-        access_log: Folder for the gateways' access logs; empty: none.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
     sockets: str = field(default_factory=_sockets)
-    gateways: int = 2
-    gateway_cpus: float = 0.5
-    access_log: str = ""
 
 
 class RayCluster:
@@ -75,6 +85,10 @@ class RayCluster:
         self._options = options
         self._seen: dict[str, Any] = {}
         self._seen_s = float("-inf")
+        self._nodes: list[dict[str, Any]] = []
+        self._nodes_s = float("-inf")
+        self._needs: dict[str, Needs] = {}
+        self._again: dict[str, str] = {}
 
     def open(self, record: DeploymentRecord) -> None:
         """Have gateways for the route."""
@@ -82,46 +96,55 @@ class RayCluster:
 
         if record.port is None:
             return
-        options = self._options
+        options, resources = self._options, record.resources
         spec = GatewaySpec(
             port=record.port,
             sockets=options.sockets,
             controller=actor_name(record.deploy_id),
             namespace=NAMESPACE,
-            host=str(record.resources.get("host", "127.0.0.1")),
-            replicas=options.gateways,
-            access_log=options.access_log,
+            host=str(resources.get("host", "127.0.0.1")),
+            replicas=int(resources.get("gateways", 2)),
+            access_log=str(resources.get("accessLog", "")),
             environment=options.environment,
-            cpus=options.gateway_cpus,
+            cpus=float(resources.get("gatewayCpus", 0.5)),
         )
-        self._have(gateway_name(record.deploy_id), gateway_application(spec))
+        self._have(
+            gateway_name(record.deploy_id), spec, lambda code: gateway_application(spec, code)
+        )
 
     def start(self, spec: VariantSpec) -> None:
         """Have this variant run; does not wait for it."""
         from serve.replica import ModelSpec, model_application
 
-        options, resources = self._options, spec.resources
+        options, needs = self._options, needs_of(spec.resources, spec.node_pool)
         model = ModelSpec(
             model=spec.model,
             version=str(spec.version),
             application=spec.application,
             sockets=options.sockets,
             signer=spec.signer,
-            replicas=int(resources.get("replicas", 1)),
+            replicas=int(spec.resources.get("replicas", 1)),
             environment=options.environment,
-            cpus=float(resources.get("numCpus", 1)),
-            gpus=float(resources.get("numGpus", 0)),
-            labels={"pool": spec.node_pool} if spec.node_pool else {},
+            cpus=needs.cpus,
+            gpus=needs.gpus,
+            labels=needs.labels,
         )
-        self._have(spec.application, model_application(model))
+        self._needs[spec.application] = needs
+        self._have(spec.application, model, lambda code: model_application(model, code))
 
-    def _have(self, name: str, application: Any) -> None:
+    def _have(
+        self, name: str, spec: ModelSpec | GatewaySpec, application: Callable[[str], Any]
+    ) -> None:
         from ray import serve
         from ray.serve import RunTarget
 
         serve.start(proxy_location="Disabled")
+        known = serve.status().applications.get(name)
+        if known is not None and _status(known) == "DEPLOY_FAILED":
+            self._again[name] = uuid4().hex[:8]  # Ray tries the same version only so often
+        code = f"{_digest(spec)}{self._again.get(name, '')}"
         serve.run_many(
-            [RunTarget(target=application, name=name, route_prefix=None)],
+            [RunTarget(target=application(code), name=name, route_prefix=None)],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
@@ -134,7 +157,19 @@ class RayCluster:
         if time.monotonic() - self._seen_s > _FRESH_S:
             self._seen = dict(serve.status().applications)
             self._seen_s = time.monotonic()
-        return _state(self._seen.get(application))
+        state = _state(self._seen.get(application))
+        needs = self._needs.get(application)
+        if needs is None or not state.waiting:
+            return state
+        return replace(state, lacking=lacking(self._all_nodes(), needs))
+
+    def _all_nodes(self) -> list[dict[str, Any]]:
+        import ray
+
+        if time.monotonic() - self._nodes_s > _NODES_FRESH_S:
+            self._nodes = ray.nodes()  # type: ignore[no-untyped-call]
+            self._nodes_s = time.monotonic()
+        return self._nodes
 
     def stop(self, application: str) -> None:
         """Take it down; Ray lets its replicas finish."""
@@ -149,6 +184,25 @@ class RayCluster:
         self.stop(gateway_name(record.deploy_id))
 
 
+def needs_of(resources: Mapping[str, Any], pool: str | None) -> Needs:
+    """What one replica of a deployment needs."""
+    return Needs(
+        cpus=float(resources.get("numCpus", 1)),
+        gpus=float(resources.get("numGpus", 0)),
+        labels={"pool": pool} if pool else {},
+    )
+
+
+def _digest(spec: ModelSpec | GatewaySpec) -> str:
+    """Of what runs in a replica, not of how many there are."""
+    try:
+        package = version("mlflow-chancery")
+    except PackageNotFoundError:
+        package = ""
+    said = {**asdict(spec), "replicas": 0, "package": package}
+    return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
 def _state(found: Any) -> VariantState:
     """From Ray Serve's overview of an application."""
     from serve.replica import refusal_in
@@ -157,23 +211,27 @@ def _state(found: Any) -> VariantState:
         return VariantState(Running.ABSENT)
     messages = [found.message, *(one.message for one in found.deployments.values())]
     told = "\n".join(message for message in messages if message)
-    status = str(getattr(found.status, "value", found.status))
+    status = _status(found)
+    counts: Counter[str] = Counter()
+    for one in found.deployments.values():
+        for state, count in one.replica_states.items():
+            counts[str(getattr(state, "value", state))] += count
+    replicas = sum(counts[name] for name in _BEGUN)
+    waiting = counts["RUNNING"] < replicas
     if refused := refusal_in(told):
         return VariantState(Running.REFUSED, f"{refused}: {_line_with(refused, told)}")
     reason = _short(told)
     if status in ("UNHEALTHY", "DEPLOY_FAILED"):
-        return VariantState(Running.UNHEALTHY, reason)
+        return VariantState(Running.UNHEALTHY, reason, replicas, waiting)
     if status == "DELETING":
         return VariantState(Running.ABSENT)
-    answering = sum(
-        count
-        for one in found.deployments.values()
-        for state, count in one.replica_states.items()
-        if str(getattr(state, "value", state)) == "RUNNING"
-    )
-    if status == "RUNNING" or answering:  # while it is changed, the replicas before it answer
-        return VariantState(Running.RUNNING)
-    return VariantState(Running.STARTING, reason)
+    if status == "RUNNING" or counts["RUNNING"]:  # while it changes, the replicas before answer
+        return VariantState(Running.RUNNING, "", replicas, waiting)
+    return VariantState(Running.STARTING, reason, replicas, waiting=True)
+
+
+def _status(found: Any) -> str:
+    return str(getattr(found.status, "value", found.status))
 
 
 def _line_with(code: str, told: str) -> str:

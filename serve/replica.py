@@ -237,8 +237,14 @@ class ModelReplica:
             thread.close()
 
 
-def model_application(spec: ModelSpec) -> Any:
-    """The version as a Ray Serve application, for ``serve.run(…, route_prefix=None)``."""
+def model_application(spec: ModelSpec, code: str | None = None) -> Any:
+    """The version as a Ray Serve application, for ``serve.run(…, route_prefix=None)``.
+
+    Args:
+        spec: Which version.
+        code: Says what runs: replicas stay when the application is declared again with the same;
+            None: they are replaced.
+    """
     from ray import serve
 
     options: dict[str, Any] = {
@@ -262,4 +268,7 @@ def model_application(spec: ModelSpec) -> Any:
         max_surge_percent=100,
         logging_config={"enable_access_log": False},
     )
-    return deployment(ModelReplica).bind(spec)
+    declared = deployment(ModelReplica)
+    if code is not None:
+        declared = declared.options(version=code, _internal=True)
+    return declared.bind(spec)
