@@ -27,7 +27,7 @@ __all__ = ["AccessLog"]
 
 _logger = logging.getLogger(__name__)
 
-_Entry = tuple[float, Answer, str, Assignment, float, ErrorClass | None]
+_Entry = tuple[float, Answer, str, str, Assignment, float, ErrorClass | None]
 
 _IDENTITY = {
     b"x-chancery-variant": "variant",
@@ -72,8 +72,8 @@ class AccessLog:
     ) -> None:
         """Note a request that was answered."""
         self._added += 1
-        request_id = headers.get("x-request-id", "")
-        self._waiting.append((self._clock(), answer, request_id, assignment, ms, error))
+        request_id, trace = headers.get("x-request-id", ""), headers.get("traceparent", "")
+        self._waiting.append((self._clock(), answer, request_id, trace, assignment, ms, error))
 
     @property
     def alive(self) -> bool:
@@ -121,6 +121,7 @@ def _line(
     at: float,
     answer: Answer,
     request_id: str,
+    traceparent: str,
     assignment: Assignment,
     ms: float,
     error: ErrorClass | None,
@@ -128,6 +129,7 @@ def _line(
     line: dict[str, object] = {
         "time": round(at, 3),
         "requestId": request_id,
+        "traceId": traceparent[3:35],
         "status": answer.status,
         "latencyMs": round(ms, 3),
         "assigned": assignment.variant,

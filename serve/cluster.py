@@ -103,7 +103,8 @@ def application_of(record: DeploymentRecord, served: ServedVersion) -> str:
 
 def spec_of(record: DeploymentRecord, served: ServedVersion) -> VariantSpec:
     """What should run of it."""
-    signers = record.provenance.get("signers", ()) if served == record.stable else ()
+    known = record.provenance.get("rootDigest", served.root_digest) == served.root_digest
+    signers = record.provenance.get("signers", ()) if known and served == record.stable else ()
     return VariantSpec(
         application=application_of(record, served),
         model=record.model_name,

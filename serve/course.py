@@ -19,9 +19,10 @@ from typing import Any
 from governance.canonical import canonical_json, parse_json
 from governance.deployment_records import DeploymentRecord, ServedVersion
 from serve.cluster import application_of
-from serve.plan import Plan, VariantPlan
+from serve.plan import About, Plan, VariantPlan
 from serve.records import ActionKind, Phase
 from serve.rollout import RolloutState
+from serve.series import Series
 
 __all__ = ["FORMAT", "Course", "Drain", "Notice", "OpenAction", "first_revision", "plan_of"]
 
@@ -69,6 +70,7 @@ class Course:
         closed: Why nobody answers; empty: they do.
         heard: Number of the last signal that is in here.
         notices: The newest alerts.
+        series: How the rollout went over time.
     """
 
     rollout: RolloutState | None = None
@@ -78,6 +80,7 @@ class Course:
     closed: str = ""
     heard: int = 0
     notices: tuple[Notice, ...] = ()
+    series: Series | None = None
 
     @property
     def running(self) -> RolloutState | None:
@@ -101,6 +104,7 @@ class Course:
                 "closed": self.closed,
                 "heard": self.heard,
                 "notices": [{"id": n.id, "atMs": n.at_ms, "text": n.text} for n in self.notices],
+                "series": None if self.series is None else self.series.to_dict(),
             }
         )
 
@@ -115,7 +119,7 @@ class Course:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f"not a {FORMAT} document")
         try:
-            rollout = document["rollout"]
+            rollout, series = document["rollout"], document.get("series")
             return cls(
                 rollout=None if rollout is None else RolloutState.from_json(rollout),
                 open=tuple(
@@ -127,6 +131,7 @@ class Course:
                 closed=document["closed"],
                 heard=document["heard"],
                 notices=tuple(Notice(n["id"], n["atMs"], n["text"]) for n in document["notices"]),
+                series=None if series is None else Series.from_dict(series),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"a malformed {FORMAT} document: {error}") from error
@@ -149,13 +154,14 @@ def plan_of(
         canary_runs: Whether there is somebody to connect to; a canary gets its lanes before it
             gets traffic.
     """
+    about = _about(record, course)
     if course.closed:
-        return Plan(revision, (), (), closed=course.closed)
+        return Plan(revision, (), (), closed=course.closed, about=about)
     variants = [_variant(record, "stable", record.stable)]
     weights = (("stable", 100.0),)
     rollout, canary = course.running, record.canary
     if rollout is None or canary is None or rollout.id != record.rollout_id:
-        return Plan(revision, tuple(variants), weights, salt=record.route)
+        return Plan(revision, tuple(variants), weights, salt=record.route, about=about)
     config, percent = rollout.config, rollout.percent
     if rollout.phase is Phase.CANARY or canary_runs:
         variants.append(
@@ -175,6 +181,23 @@ def plan_of(
         salt=f"{record.route}/{rollout.id}",
         sticky=config.sticky,
         retry_on_stable=config.retry_on_stable,
+        about=about,
+    )
+
+
+def _about(record: DeploymentRecord, course: Course) -> About:
+    """What metrics and traces say of the deployment."""
+    rollout = course.rollout
+    if rollout is None or rollout.id != record.rollout_id:
+        return About(record.deploy_id, record.route, record.environment)
+    return About(
+        record.deploy_id,
+        record.route,
+        record.environment,
+        rollout.id,
+        rollout.phase.value,
+        rollout.step,
+        len(rollout.config.steps),
     )
 
 
@@ -182,4 +205,8 @@ def _variant(
     record: DeploymentRecord, name: str, served: ServedVersion, **limits: Any
 ) -> VariantPlan:
     application = application_of(record, served)
-    return VariantPlan(name, record.model_name, str(served.version), application, **limits)
+    known = record.provenance.get("rootDigest") == served.root_digest
+    statement = (record.provenance.get("statementId") or "") if known else ""
+    return VariantPlan(
+        name, record.model_name, str(served.version), application, **limits, statement=statement
+    )

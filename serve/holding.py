@@ -32,6 +32,7 @@ from serve.records import (
     Signal,
 )
 from serve.rollout import RolloutState, advance
+from serve.series import followed
 from serve.signals import begun, heard
 
 __all__ = ["Holding", "Step", "Timing"]
@@ -183,7 +184,7 @@ class Holding:
             held = replace(seen, signals=seen.signals | {Signal.PAUSED})
             at = now if rollout.clock_ms is None else rollout.clock_ms
             state, actions, decision = advance(rollout, held, at)
-        self.course = self._after(state, actions, now)
+        self.course = self._after(state, actions, now, seen)
         if decision.changes:
             self._decisions.append(_stored(state, decision))
             for action in actions:
@@ -191,7 +192,9 @@ class Holding:
                     self.notice(action.id, action.text, now)
             self.publish()
 
-    def _after(self, state: RolloutState, actions: tuple[Action, ...], now: int) -> Course:
+    def _after(
+        self, state: RolloutState, actions: tuple[Action, ...], now: int, seen: Observation
+    ) -> Course:
         """The course with what there is to do. What should run, and weights, follow from state."""
         served = {"stable": self.record.stable, "canary": self.record.canary}
         opened, drains = list(self.course.open), list(self.course.drains)
@@ -210,6 +213,7 @@ class Holding:
             open=tuple(opened),
             drains=tuple(drains),
             paused="" if state.phase.terminal else self.course.paused,
+            series=followed(self.course.series, state, seen.deltas, now),
         )
 
     # -- the database
@@ -377,7 +381,7 @@ class Holding:
         if away or decision.outcome not in _FORWARD:
             self._observe(seen, now)
             return None
-        course = self._after(state, actions, now)
+        course = self._after(state, actions, now, seen)
         decisions = (*self._decisions, _stored(state, decision))
         return Step(course, self.progress(course, decisions, self.plan.revision + 1))
 

@@ -5,7 +5,8 @@ tallies, batch sizes from their lanes, when somebody asks. Bounds of the latency
 rounded up to the tally's buckets, which are 1.1 % wide.
 
 Each gateway names itself in the label ``gateway``: all of a node share one port, and a scrape meets
-any of them.
+any of them. Every sample also names the ``deployment`` (its id) and its ``route``, as the plan
+does; they are empty before the first plan.
 
 Example::
 
@@ -18,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 from serve.delta import ErrorClass, first_bucket_from
+from serve.plan import About
+from serve.records import Phase
 from serve.router import Router
 from serve.routing import Route
 from serve.tally import Tally
@@ -37,7 +40,9 @@ def exposition(router: Router, held_bytes: int = 0) -> bytes:
         router: Its router.
         held_bytes: Size of all bodies that are being read or answered.
     """
-    gateway = {"gateway": router.source}
+    routing = router.routing
+    about = routing.plan.about if routing else About()
+    gateway = {"gateway": router.source, "deployment": about.deployment, "route": about.route}
     lines: list[str] = []
     requests, latency = [], []
     for (variant, model, version), tally in router.tallies.items():
@@ -48,18 +53,38 @@ def exposition(router: Router, held_bytes: int = 0) -> bytes:
     lines += _family(
         "chancery_request_duration_seconds", "histogram", "Latency of good answers.", latency
     )
-    routing = router.routing
     routes = routing.routes if routing else {}
     weights = dict(routing.plan.weights) if routing else {}
     lines += _of_variants(gateway, routes, weights)
+    lines += _of_rollout(gateway, about)
+    closed = routing is not None and bool(routing.plan.closed)
     single = (
         ("chancery_plan_revision", "gauge", "Plan.", routing.plan.revision if routing else -1),
+        ("chancery_closed", "gauge", "1: nobody answers on the route.", int(closed)),
         ("chancery_held_bytes", "gauge", "Size of bodies in memory.", held_bytes),
         ("chancery_shadow_dropped_total", "counter", "Copies not sent.", router.copies_dropped),
     )
     for name, kind, text, value in single:
         lines += _family(name, kind, text, [_sample(name, gateway, value)])
     return ("\n".join(lines) + "\n").encode()
+
+
+def _of_rollout(gateway: Mapping[str, str], about: About) -> list[str]:
+    """Where the rollout stands: of the phases one is 1."""
+    phases, steps, all_steps = [], [], []
+    if about.rollout:
+        labels = {**gateway, "rollout": about.rollout}
+        for phase in Phase:
+            here = {**labels, "phase": phase.value}
+            phases.append(_sample("chancery_rollout_phase", here, int(phase == about.phase)))
+        step = about.step + 1 if about.phase == Phase.CANARY else 0
+        steps.append(_sample("chancery_rollout_step", labels, step))
+        all_steps.append(_sample("chancery_rollout_steps", labels, about.steps))
+    return [
+        *_family("chancery_rollout_phase", "gauge", "1 for the rollout's present phase.", phases),
+        *_family("chancery_rollout_step", "gauge", "Step it is at, from 1; 0: at none.", steps),
+        *_family("chancery_rollout_steps", "gauge", "Steps it has.", all_steps),
+    ]
 
 
 def _of_variants(

@@ -18,12 +18,44 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from serve.delta import Delta
 
-__all__ = ["ControllerPort", "Plan", "Report", "VariantPlan"]
+__all__ = ["About", "ControllerPort", "Plan", "Report", "VariantPlan"]
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Which deployment a plan is of; for metrics and traces only.
+
+    Attributes:
+        deployment: Its id.
+        route: Where clients reach it.
+        environment: Whose gate applies.
+        rollout: The rollout that runs, or the last one; empty: there was none.
+        phase: Of that rollout (``serve.records.Phase``).
+        step: Of that rollout, 0-based.
+        steps: How many it has.
+    """
+
+    deployment: str = ""
+    route: str = ""
+    environment: str = ""
+    rollout: str = ""
+    phase: str = ""
+    step: int = 0
+    steps: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> About:
+        """Inverse of ``to_dict``; parts of another release may be missing, or too many."""
+        return cls(**{one.name: document[one.name] for one in fields(cls) if one.name in document})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +69,7 @@ class VariantPlan:
         application: Name of its Ray Serve application; its replicas' sockets are named after it.
         timeout_s: Of one request.
         max_concurrency: Requests at a time; None: as many as its queue holds.
+        statement: By which it was let into its environment, where that is known.
     """
 
     name: str
@@ -45,6 +78,7 @@ class VariantPlan:
     application: str
     timeout_s: float = 60.0
     max_concurrency: int | None = None
+    statement: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,6 +89,7 @@ class VariantPlan:
             "application": self.application,
             "timeoutSeconds": repr(float(self.timeout_s)),
             "maxConcurrency": self.max_concurrency,
+            "statement": self.statement,
         }
 
     @classmethod
@@ -67,6 +102,7 @@ class VariantPlan:
             document["application"],
             float(document["timeoutSeconds"]),
             document["maxConcurrency"],
+            document.get("statement", ""),
         )
 
 
@@ -85,6 +121,7 @@ class Plan:
         retry_on_stable: Whether stable answers again what another variant could not.
         shadows: Variants that get a copy of each request, and whose answers nobody sees.
         closed: Why nobody answers (revoked, quarantined); the text of the 503.
+        about: Which deployment it is of.
     """
 
     revision: int
@@ -96,6 +133,7 @@ class Plan:
     retry_on_stable: bool = True
     shadows: tuple[str, ...] = ()
     closed: str = ""
+    about: About = About()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without floats."""
@@ -109,6 +147,7 @@ class Plan:
             "retryOnStable": self.retry_on_stable,
             "shadows": list(self.shadows),
             "closed": self.closed,
+            "about": self.about.to_dict(),
         }
 
     @classmethod
@@ -124,6 +163,7 @@ class Plan:
             document["retryOnStable"],
             tuple(document["shadows"]),
             document["closed"],
+            about=About.from_dict(document.get("about", {})),
         )
 
 

@@ -28,11 +28,13 @@ ASSIGNMENT = Assignment("canary", AssignmentReason.STICKY, 0.01)
 def test_a_line_names_version_signer_and_reason() -> None:
     out = io.BytesIO()
     log = AccessLog(out, clock=lambda: 12.3456)
-    log.add(ANSWER, {"x-request-id": "r1"}, ASSIGNMENT, 1.23456, ErrorClass.TIMEOUT)
+    headers = {"x-request-id": "r1", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    log.add(ANSWER, headers, ASSIGNMENT, 1.23456, ErrorClass.TIMEOUT)
     log.flush()
     assert json.loads(out.getvalue()) == {
         "time": 12.346,
         "requestId": "r1",
+        "traceId": "a" * 32,
         "status": 200,
         "latencyMs": 1.235,
         "assigned": "canary",

@@ -16,7 +16,7 @@ from serve.answer import Answer
 from serve.delta import ErrorClass
 from serve.lanes import RemoteLane
 from serve.metrics import exposition
-from serve.plan import Plan, Report, VariantPlan
+from serve.plan import About, Plan, Report, VariantPlan
 from serve.router import Router, ShadowLimits
 from serve.routing import Lanes
 from serve.socket_lane import Hello, LaneLostError
@@ -463,19 +463,20 @@ def test_a_report_that_was_not_answered_is_sent_again_as_it_is() -> None:
 
 def test_metrics_are_what_happened() -> None:
     async def test(world: World) -> None:
-        await world.start(plan())
+        await world.start(plan(about=About("d1", "fraud")))
         await world.ask()
         world.report()
         world.behaviours["c"] = says(b"boom", 500)
         await world.ask()
         text = exposition(world.router, held_bytes=7).decode()
-        labels = 'gateway="g",variant="canary",model="fraud",version="4"'
+        of = 'gateway="g",deployment="d1",route="fraud"'
+        labels = f'{of},variant="canary",model="fraud",version="4"'
         assert f'chancery_requests_total{{{labels},outcome="ok"}} 1\n' in text
         assert f'chancery_requests_total{{{labels},outcome="raised"}} 1\n' in text
         assert f'chancery_request_duration_seconds_bucket{{{labels},le="+Inf"}} 1\n' in text
         assert f"chancery_weight_percent{{{labels}}} 100\n" in text
         assert f"chancery_batch_size_sum{{{labels}}} 2\n" in text
-        assert 'chancery_held_bytes{gateway="g"} 7\n' in text
+        assert f"chancery_held_bytes{{{of}}} 7\n" in text
         names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
         assert len(set(names)) == len(names)
 
