@@ -138,20 +138,17 @@ def test_a_course_from_before_there_were_series_is_read() -> None:
 def test_a_controller_keeps_it_and_the_next_goes_on(tmp_path: Path) -> None:
     world = World(tmp_path)
     to_first_step(world)
-    world.pass_(1.5)
+    world.until("advanced")
     before = world.course.series
     assert before is not None
-    assert before.points[-1].stable.requests > 0
+    assert any(point.stable.requests for point in before.points)
     world.controller.close()
     world.controller = world.start("two")
-    world.until("advanced")
+    world.until("promoted")
     after = world.course.series
     assert after is not None
     assert after.points[: len(before.points)] == before.points
-    assert len(after.points) > len(before.points)
-    world.until("promoted")
-    assert world.course.series is not None
-    assert world.course.series.points[-1].phase == "promoted"
+    assert after.points[-1].phase == "promoted"
 
 
 def test_a_new_rollout_begins_anew(tmp_path: Path) -> None:
