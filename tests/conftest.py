@@ -68,7 +68,7 @@ def start_server(tmp_path: Path, sqlite_template: Path) -> Iterator[StartServer]
     def start(
         store: str | None = None,
         *,
-        workers: int = 2,
+        workers: int = 1,  # each costs seconds to start
         environment: dict[str, str] | None = None,
         app: str | None = "governance",
         folder: Path | None = None,

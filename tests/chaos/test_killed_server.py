@@ -35,7 +35,7 @@ def test_ledger_and_registry_agree_after_a_kill(
         store = f"governed+{request.getfixturevalue('postgres_uri')}"
     home = tmp_path / "chancery"
     monkeypatch.setenv("CHANCERY_HOME", str(home))
-    server = start_server(store)
+    server = start_server(store, workers=2)
     scenario = Scenario(server.uri, home)
     first = scenario.train("m0")
     source = scenario.client.get_model_version("m0", str(first)).source

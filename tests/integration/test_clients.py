@@ -83,13 +83,13 @@ def test_a_server_that_was_governed_cannot_be_replaced_by_one_that_is_not(
 ) -> None:
     home = tmp_path / "chancery"
     port = free_port()
-    server = start_server(environment={"CHANCERY_HOME": str(home)}, workers=1, port=port)
+    server = start_server(environment={"CHANCERY_HOME": str(home)}, port=port)
     monkeypatch.setenv("CHANCERY_HOME", str(tmp_path / "client"))
     scenario = Scenario(server.uri, home)
     version = scenario.train()
     assert mlflow.pyfunc.load_model(f"models:/fraud/{version}") is not None
     server.stop()
-    start_server(f"sqlite:///{tmp_path}/mlflow.db", app=None, workers=1, port=port)
+    start_server(f"sqlite:///{tmp_path}/mlflow.db", app=None, port=port)
     with pytest.raises(MlflowException, match="does not answer as one now"):
         mlflow.pyfunc.load_model(f"models:/fraud/{version}")
 
@@ -118,7 +118,6 @@ def test_basic_auth_composes_and_names_the_actor(
     )
     home = tmp_path / "chancery"
     server = start_server(
-        workers=1,
         environment={
             "CHANCERY_HOME": str(home),
             "CHANCERY_BASIC_AUTH": "1",

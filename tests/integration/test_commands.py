@@ -181,7 +181,7 @@ def test_exit_codes(store: Scenario, arguments: list[str], code: int) -> None:
 def test_a_server_s_refusals_keep_their_kind(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = start_server(environment={"CHANCERY_HOME": str(tmp_path / "chancery")}, workers=1)
+    server = start_server(environment={"CHANCERY_HOME": str(tmp_path / "chancery")})
     monkeypatch.setenv("CHANCERY_HOME", str(tmp_path / "client"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     scenario = Scenario(server.uri, tmp_path / "chancery")

@@ -87,7 +87,7 @@ def test_a_flood_over_rest_is_whole_once_the_server_has_stopped(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "chancery"
-    server = start_server(environment={"CHANCERY_HOME": str(home)})
+    server = start_server(environment={"CHANCERY_HOME": str(home)}, workers=2)
     monkeypatch.setenv("CHANCERY_HOME", str(tmp_path / "client"))
     scenario = Scenario(server.uri, home)
     version = scenario.train()

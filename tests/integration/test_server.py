@@ -1,4 +1,4 @@
-"""The real ``mlflow server``, two workers, on SQLite and PostgreSQL, over REST (AC-3, AC-13)."""
+"""The real ``mlflow server``, on SQLite and PostgreSQL, over REST (AC-3, AC-13)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ def governed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     store: str | None,
+    *,
+    workers: int = 1,
     **environment: str,
 ) -> tuple[Server, Scenario]:
     home = tmp_path / "chancery"
-    server = start_server(store, environment={"CHANCERY_HOME": str(home), **environment})
+    server = start_server(
+        store, workers=workers, environment={"CHANCERY_HOME": str(home), **environment}
+    )
     monkeypatch.setenv("CHANCERY_HOME", str(tmp_path / "client"))
     return server, Scenario(server.uri, home)
 
@@ -43,7 +47,7 @@ def pair(
     store = None
     if request.param == "postgresql":
         store = f"governed+{request.getfixturevalue('postgres_uri')}"
-    return governed(start_server, tmp_path, monkeypatch, store)
+    return governed(start_server, tmp_path, monkeypatch, store, workers=2)
 
 
 def post(server: Server, path: str, body: dict[str, Any], **options: Any) -> requests.Response:
