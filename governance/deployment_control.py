@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import or_, select, update
@@ -37,6 +37,7 @@ __all__ = [
     "AskedSignal",
     "Progress",
     "StoredDecision",
+    "decision_event_id",
     "decisions_of",
     "open_signals",
     "release",
@@ -80,6 +81,11 @@ class StoredDecision:
     def digest(self) -> str:
         """Hex SHA-256 of the document's canonical JSON."""
         return sha256_hex(canonical_json(dict(self.document)))
+
+
+def decision_event_id(rollout_id: str, number: int) -> str:
+    """Id of the audit event of a decision: who knows the decision finds its entry in the ledger."""
+    return sha256_hex(f"chancery.rollout-decision/{rollout_id}/{number}".encode())[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,25 +242,25 @@ def _append(
     if added is None:
         return record
     canary = record.canary if record.rollout_id == decision.rollout_id else None
-    ledger.record(
-        connection,
-        AuditEvent.now(
-            EventName.ROLLOUT_DECIDED,
-            record.subject,
-            {
-                "rolloutId": decision.rollout_id,
-                "number": decision.number,
-                "digest": decision.digest,
-                "route": record.route,
-                "environment": record.environment,
-                "model": None if canary is None else record.uri_of(canary),
-                "versionUid": None if canary is None else canary.version_uid,
-                "rootDigest": None if canary is None else canary.root_digest,
-                "stable": record.uri_of(record.stable),
-                "decision": dict(document),
-            },
-        ),
+    event = AuditEvent.now(
+        EventName.ROLLOUT_DECIDED,
+        record.subject,
+        {
+            "rolloutId": decision.rollout_id,
+            "number": decision.number,
+            "digest": decision.digest,
+            "route": record.route,
+            "environment": record.environment,
+            "model": None if canary is None else record.uri_of(canary),
+            "versionUid": None if canary is None else canary.version_uid,
+            "rootDigest": None if canary is None else canary.root_digest,
+            "stable": record.uri_of(record.stable),
+            "fence": record.fence,
+            "decision": dict(document),
+        },
     )
+    identifier = decision_event_id(decision.rollout_id, decision.number)
+    ledger.record(connection, replace(event, id=identifier))
     return _end_rollout(connection, record, decision) if decision.ended else record
 
 

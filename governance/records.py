@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = [
     "Approval",
+    "CanaryVerdict",
     "Candidate",
     "Condition",
     "Decision",
@@ -70,6 +71,43 @@ class MetricEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryVerdict:
+    """What a rollout came to, as its entry in the ledger says.
+
+    Attributes:
+        rollout_id: Which.
+        environment: Where.
+        model: ``models:/name/version`` of the canary.
+        version_uid: Which incarnation of it.
+        root_digest: Its bytes.
+        stable: ``models:/name/version`` of what it was compared with.
+        outcome: ``promoted``, ``rolled_back``, ``quarantined`` or ``aborted``.
+        ended_ms: When it was decided.
+        requests: How many requests of each were compared, at least; 0 where errors were not.
+        alpha: Level of false rollback; None where it is not told.
+        shown_alpha: Level at which it was shown to be no worse; None where that was not asked.
+        error_level: Level at which errors alone would have rolled it back; None: not compared.
+        error_tolerance: How much higher its error rate could be.
+        digest: Hex SHA-256 of the decision.
+    """
+
+    rollout_id: str
+    environment: str
+    model: str
+    version_uid: str
+    root_digest: str
+    stable: str
+    outcome: str
+    ended_ms: int
+    requests: int = 0
+    alpha: float | None = None
+    shown_alpha: float | None = None
+    error_level: float | None = None
+    error_tolerance: float = 0.0
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Everything the gates may read about a candidate.
 
@@ -83,6 +121,10 @@ class Evidence:
         statement_id: That statement.
         approval_problems: Why other approvals did not count, one sentence each.
         actor_proof: How the acting person is proven (``signed`` …).
+        verdicts: What rollouts of the model in the environment that is asked after came to.
+        verdict_problems: Why others did not count, one sentence each.
+        first: Nobody was ever in the place, or nobody but the candidate.
+        as_of_ms: The time: when it was let in, for who is there; else now.
     """
 
     metrics: tuple[MetricEvidence, ...] = ()
@@ -94,6 +136,10 @@ class Evidence:
     statement_id: str | None = None
     approval_problems: tuple[str, ...] = ()
     actor_proof: str = "anonymous"
+    verdicts: tuple[CanaryVerdict, ...] = ()
+    verdict_problems: tuple[str, ...] = ()
+    first: bool = False
+    as_of_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

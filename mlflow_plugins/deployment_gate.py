@@ -91,8 +91,18 @@ class DeploymentGate:
             )
         return policy.environment(wanted)
 
-    def admit(self, name: str, version: int, environment: Environment) -> Admitted:
-        """The version, when it may answer in the environment."""
+    def admit(
+        self, name: str, version: int, environment: Environment, *, as_canary: bool = False
+    ) -> Admitted:
+        """The version, when it may answer in the environment.
+
+        Args:
+            name: Registered model.
+            version: Which.
+            environment: Where it would answer.
+            as_canary: Beside a stable version that answers again what it cannot. Where the policy
+                asks for the verdict of a canary in this very environment, this is how one gets it.
+        """
         adopt(self._governor, name, version)
         with self._governor.engine.connect() as connection:
             candidate = registry.candidate(connection, name, version)
@@ -113,11 +123,11 @@ class DeploymentGate:
             "policyDigest": self._governor.policy.digest,
         }
         if environment.protected:
-            provenance |= self._let_in(candidate, environment.name)
+            provenance |= self._let_in(candidate, environment.name, as_canary=as_canary)
         served = ServedVersion(version, candidate.version_uid, candidate.root_digest)
         return Admitted(candidate, environment.name, served, provenance)
 
-    def _let_in(self, candidate: Candidate, environment: str) -> dict[str, Any]:
+    def _let_in(self, candidate: Candidate, environment: str, *, as_canary: bool) -> dict[str, Any]:
         """Who let it in: by its clearance, as before a load, or by what is approved now."""
         document = self._backend.release(candidate.model_name, candidate.version)
         release = Release.parse(
@@ -135,16 +145,23 @@ class DeploymentGate:
         except (RevokedError, TamperedError):
             raise
         except VerificationError as error:
-            return self._would_be_let_in(candidate, environment, error)
+            return self._would_be_let_in(candidate, environment, error, as_canary=as_canary)
         return {"signers": list(load.signers), "statementId": load.statement_id}
 
     def _would_be_let_in(
-        self, candidate: Candidate, environment: str, error: VerificationError
+        self,
+        candidate: Candidate,
+        environment: str,
+        error: VerificationError,
+        *,
+        as_canary: bool,
     ) -> dict[str, Any]:
         if self._governor.policy.environment_for_registered_model(candidate.model_name):
             raise error  # a copy was let in when it was made, or not at all
         with self._governor.engine.connect() as connection:
-            decision, standing = self._governor.decide(connection, candidate, environment)
+            decision, standing = self._governor.decide(
+                connection, candidate, environment, own_canary=not as_canary
+            )
         sufficient = standing.statement is not None and standing.tally.sufficient
         if decision.allowed and sufficient and standing.statement is not None:
             return {

@@ -27,6 +27,7 @@ from governance.deployment_records import (
 )
 from governance.errors import (
     ConfigurationError,
+    LedgerError,
     NotFoundError,
     RefusedError,
     VerificationError,
@@ -86,8 +87,8 @@ class DeploymentStore:
                 subject=order.model,
             )
         environment = self._gate.environment(name, alias, order.environment)
-        canary = self._gate.admit(name, version, environment)
-        stable = canary
+        rolled_out = order.canary_config is not None and order.stable is not None
+        stable = canary = self._gate.admit(name, version, environment, as_canary=rolled_out)
         if order.canary_config is not None and order.stable is not None:
             other, number, _ = self._gate.resolve(order.stable)
             _same_model(other, name)
@@ -151,7 +152,7 @@ class DeploymentStore:
         self, live: DeploymentRecord, name: str, version: int, config: str
     ) -> DeploymentRecord:
         environment = self.governor.policy.environment(live.environment)
-        canary = self._gate.admit(name, version, environment)
+        canary = self._gate.admit(name, version, environment, as_canary=True)
         if canary.candidate.model_uid != live.model_uid:
             raise RefusedError(
                 f"the registered model {name!r} was deleted and made anew since the route "
@@ -286,6 +287,7 @@ class DeploymentStore:
                 return False
         except NotFoundError:
             pass  # it is not set yet
+        self._prove_decisions()
         client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
         try:
             client.set_registered_model_alias(name, alias, str(version))
@@ -298,6 +300,17 @@ class DeploymentStore:
                 subject=f"models:/{name}@{alias}",
             ) from error
         return True
+
+    def _prove_decisions(self) -> None:
+        """Have what was decided countersigned: the gate may ask for the verdict just recorded.
+
+        Raises:
+            ConnectionError: not now, and nothing was changed: it may be tried again.
+        """
+        try:
+            self.governor.ledger.sequence()
+        except LedgerError as error:
+            raise ConnectionError(f"the ledger is not up to date: {error.message}") from error
 
     # What is shared ------------------------------------------------------------------------
 

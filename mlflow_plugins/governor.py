@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from governance.gates import promotions
 from governance.gates.decide import decide
 from governance.gates.policy import Policy, default_policy, load_policy
 from governance.gates.promotions import Standing
+from governance.gates.verdicts import read_verdicts
 from governance.identity import current_actor
 from governance.ledger import Ledger, open_ledger
 from governance.records import Candidate, Decision, Evidence
@@ -143,11 +145,17 @@ class Governor:
         return self._roots[1]
 
     def evidence(
-        self, connection: Connection, candidate: Candidate, standing: Standing | None
+        self,
+        connection: Connection,
+        candidate: Candidate,
+        environment: str,
+        standing: Standing | None,
+        *,
+        served_as: str | None = None,
     ) -> Evidence:
         """Everything the gates may read about the candidate, as of now."""
         facts = mlflow_evidence.run_facts(connection, candidate)
-        return Evidence(
+        evidence = Evidence(
             metrics=facts.metrics + mlflow_evidence.model_metrics(connection, candidate),
             run_tags=facts.tags,
             run_status=facts.status,
@@ -159,6 +167,19 @@ class Governor:
             ),
             approval_problems=standing.tally.problems if standing else (),
             actor_proof=current_actor().proof.value,
+            as_of_ms=(standing.granted_ms if standing else None) or now_ms(),
+        )
+        canary = self.policy.requirements(candidate.model_name, environment).canary
+        if canary is None:
+            return evidence
+        verdicts, problems = read_verdicts(connection, self.ledger, candidate, canary.environment)
+        epoch = promotions.current_epoch(connection, candidate.model_uid, environment, served_as)
+        alone = epoch == 1 and standing is not None and standing.occupant
+        return replace(
+            evidence,
+            verdicts=verdicts,
+            verdict_problems=problems,
+            first=epoch == 0 or alone,
         )
 
     def decide(
@@ -168,14 +189,21 @@ class Governor:
         environment: str,
         *,
         served_as: str | None = None,
+        own_canary: bool = True,
     ) -> tuple[Decision, Standing]:
-        """The decision with signatures, and the approvals it rests on."""
+        """The decision with signatures, and the approvals it rests on.
+
+        ``own_canary=False``: the version is to be a canary there, so it has no verdict yet.
+        """
         roots = self.roots(connection)
         standing = promotions.standing(
             connection, candidate, environment, roots, served_as=served_as, now_ms=now_ms()
         )
-        found = self.evidence(connection, candidate, standing)
-        return decide(candidate, found, self.policy, environment, served_as=served_as), standing
+        found = self.evidence(connection, candidate, environment, standing, served_as=served_as)
+        decision = decide(
+            candidate, found, self.policy, environment, served_as=served_as, own_canary=own_canary
+        )
+        return decision, standing
 
     def admit(
         self,

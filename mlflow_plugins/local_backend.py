@@ -29,12 +29,14 @@ from governance.errors import (
 )
 from governance.events import AuditEvent, EventName
 from governance.gates import promotions
+from governance.gates.canary import counted_verdict
 from governance.gates.decide import decide
+from governance.gates.policy import Requirements
 from governance.gates.promotions import StoredStatement
 from governance.identity import ProofLevel, current_actor
 from governance.ledger import export_ledger
 from governance.lineage import Subgraph
-from governance.records import Approval, Candidate, Decision
+from governance.records import Approval, Candidate, Decision, Evidence
 from governance.signing import trust
 from governance.signing.dsse import parse_bundle, verify_bundle
 from governance.signing.statements import (
@@ -79,10 +81,20 @@ class LocalBackend:
         policy = self.governor.policy
         target = policy.way_in(environment, served_as)
         candidate = self._read_again(name, version)
+        if policy.requirements(name, target.name).canary is not None:
+            self.governor.ledger.sequence()  # a verdict of a moment ago counts
         with self.governor.engine.connect() as connection:
-            found = self.governor.evidence(connection, candidate, None)
+            found = self.governor.evidence(
+                connection, candidate, target.name, None, served_as=served_as
+            )
             decision = decide(
-                candidate, found, policy, target.name, served_as=served_as, signatures=False
+                candidate,
+                found,
+                policy,
+                target.name,
+                served_as=served_as,
+                signatures=False,
+                own_canary=False,  # people let it in as a canary there; the change asks for more
             )
             record = registry.run_record(connection, candidate.version_uid)
             epoch = promotions.current_epoch(
@@ -120,11 +132,7 @@ class LocalBackend:
             policy_digest=policy.digest,
             verifier_id=self.governor.ledger.origin,
             time_verified_ms=now,
-            inputs=(
-                (InputAttestation(f"runs:/{candidate.run_id}", sha256_hex(record.encode())),)
-                if record
-                else ()
-            ),
+            inputs=_inputs(candidate, found, record, needs),
         )
         actor = current_actor().id
         identifier = statement_id(statement.to_payload())
@@ -437,6 +445,18 @@ class LocalBackend:
         lineage.catch_up(self.governor.engine)
         with self.governor.engine.connect() as connection:
             return lineage.walk(connection, node_id, direction, depth)
+
+
+def _inputs(
+    candidate: Candidate, found: Evidence, record: str | None, needs: Requirements
+) -> tuple[InputAttestation, ...]:
+    """What the decision rests on, by digest: the run's record, the verdict of its canary."""
+    inputs = []
+    if record:
+        inputs.append(InputAttestation(f"runs:/{candidate.run_id}", sha256_hex(record.encode())))
+    if needs.canary is not None and (verdict := counted_verdict(candidate, found, needs.canary)):
+        inputs.append(InputAttestation(f"rollouts:/{verdict.rollout_id}", verdict.digest))
+    return tuple(inputs)
 
 
 def _milliseconds(*, hours: float) -> int:

@@ -204,6 +204,25 @@ class Judge:
             reason=words,
         )
 
+    def basis(self) -> dict[str, Any]:
+        """What a decision rests on, as the promotion gate reads it: how much was compared, and
+        how easily it could have ended otherwise. For JSON, without floats.
+        """
+        found = {
+            test.name: (test, evidence)
+            for test, evidence in zip(self.tests, self.evidence, strict=True)
+        }
+        test, evidence = found.get("errors", (None, None))
+        return {
+            "requests": min(sums.n for sums in evidence.seen) if evidence else 0,
+            "alpha": f"{self.alpha:.6g}",
+            "advanceAlpha": f"{self.advance_alpha:.6g}"
+            if any(one.margin is not None for one in self.tests)
+            else None,
+            "errorLevel": f"{self.alpha * test.weight:.6g}" if test else None,
+            "errorTolerance": f"{test.tolerance:.6g}" if test else None,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without floats; the tests themselves follow from the configuration."""
         return {

@@ -145,6 +145,7 @@ class RolloutDecision:
         observation: The observation's id.
         explanation: Sentences with the numbers.
         verdicts: One of each test, as JSON; with changes only.
+        basis: What an end rests on (``Judge.basis``); None before.
     """
 
     outcome: Outcome
@@ -155,6 +156,7 @@ class RolloutDecision:
     observation: str
     explanation: tuple[str, ...]
     verdicts: tuple[Mapping[str, Any], ...] = ()
+    basis: Mapping[str, Any] | None = None
 
     @property
     def changes(self) -> bool:
@@ -176,6 +178,7 @@ class RolloutDecision:
             "observation": self.observation,
             "explanation": list(self.explanation),
             "verdicts": [dict(verdict) for verdict in self.verdicts],
+            **({} if self.basis is None else {"basis": dict(self.basis)}),
         }
 
     @classmethod
@@ -195,4 +198,5 @@ class RolloutDecision:
             observation=document["observation"],
             explanation=tuple(document["explanation"]),
             verdicts=tuple(dict(verdict) for verdict in document["verdicts"]),
+            basis=None if (basis := document.get("basis")) is None else dict(basis),
         )

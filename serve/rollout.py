@@ -355,6 +355,8 @@ def _move(
         judge=state.judge.reopened(),
     )
     decision = _decision(state, observation, outcome, words, verdicts)
+    if phase.terminal:
+        decision = replace(decision, basis=state.judge.basis())
     state = replace(state, last_change=decision)
     return state, _actions(state, outcome, words[0], signal), decision
 

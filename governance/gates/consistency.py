@@ -115,6 +115,23 @@ def _requires(
         seen.add(metric.name)
         _right_way(document, place, declared, metric.name, metric.min, metric.max)
     _after(policy, document, (*path, "after"), environment, requires.after)
+    if requires.canary is not None:
+        place = (*path, "canary", "environment")
+        _canary(policy, document, place, environment, requires.canary.environment)
+
+
+def _canary(
+    policy: Policy, document: Document, path: Path, environment: str, rolled_out_in: str
+) -> None:
+    names = [e.name for e in policy.environments]
+    if rolled_out_in not in names:
+        raise _unknown_environment(policy, document, path, rolled_out_in)
+    if names.index(rolled_out_in) > names.index(environment):
+        raise document.error(
+            path,
+            f"{rolled_out_in} comes after {environment}, where a version gets only later",
+            f"name {environment} itself or an earlier environment",
+        )
 
 
 def _right_way(

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from governance.gates.canary import canary_condition
 from governance.gates.policy import MetricRequirement, Policy, Requirements
 from governance.gates.schema import PROVENANCE_TAGS, Goal, MetricSource, folded
 from governance.identity import ProofLevel
@@ -51,6 +52,7 @@ def decide(
     *,
     served_as: str | None = None,
     signatures: bool = True,
+    own_canary: bool = True,
 ) -> Decision:
     """Whether the candidate may be promoted to the environment now.
 
@@ -61,6 +63,8 @@ def decide(
         environment: Name of the target.
         served_as: The protected registered model that a copy is to be served from.
         signatures: False leaves the approvals out (when a promotion is only requested).
+        own_canary: False leaves out the verdict of a canary in the target itself, which can only
+            be had after people let it in there as a canary.
 
     Raises:
         NotFoundError: the policy has no such environment.
@@ -71,6 +75,9 @@ def decide(
         needs = policy.requirements(candidate.model_name, target.name)
         conditions.append(_digest(candidate))
         conditions.extend(_asked_for(candidate, evidence, policy, needs, target.name))
+        canary = needs.canary
+        if canary is not None and (own_canary or canary.environment != target.name):
+            conditions.append(canary_condition(candidate, evidence, canary))
         if signatures:
             conditions.append(
                 _approvals(candidate, evidence, needs.approvals, target.name, served_as)

@@ -28,6 +28,7 @@ from governance.gates.document import parse_document
 from governance.gates.mistakes import first_mistake, suggestion
 from governance.gates.schema import (
     PREVIOUS,
+    CanaryRequirement,
     Environment,
     Load,
     MetricDeclaration,
@@ -38,6 +39,7 @@ from governance.gates.schema import (
 )
 
 __all__ = [
+    "CanaryRequirement",
     "Environment",
     "Load",
     "MetricDeclaration",
@@ -180,6 +182,9 @@ class Policy(PolicyFile):
     def digest(self) -> str:
         """Hex SHA-256 of the policy's canonical JSON: its meaning, not its spelling."""
         document = self.model_dump(mode="json", exclude={"models"})
+        for environment in document["environments"]:
+            if environment["requires"]["canary"] is None:  # a file without it means what it meant
+                del environment["requires"]["canary"]
         document["models"] = [r.model_dump(mode="json", exclude_unset=True) for r in self.models]
         return sha256_hex(canonical_json(_without_floats(document)))
 

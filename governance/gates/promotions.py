@@ -55,7 +55,11 @@ _APPROVALS = (
     .order_by(approvals.c.created_ms)
 )
 _STATEMENTS = (
-    select(statements, clearances.c.epoch.label("cleared_epoch"))
+    select(
+        statements,
+        clearances.c.epoch.label("cleared_epoch"),
+        clearances.c.granted_ms.label("granted_ms"),
+    )
     .outerjoin(clearances, clearances.c.statement_id == statements.c.statement_id)
     .where(
         statements.c.version_uid == bindparam("candidate"),
@@ -98,11 +102,13 @@ class Standing:
         statement: The statement that counts; None when there is none.
         occupant: The candidate holds the environment's present clearance.
         tally: Who approved, and what did not count.
+        granted_ms: When an occupant was let in.
     """
 
     statement: StoredStatement | None
     occupant: bool
     tally: ApprovalTally
+    granted_ms: int | None = None
 
 
 def _place(model_uid: str, served_as: str | None) -> str:
@@ -254,7 +260,7 @@ def standing(
         if occupant:
             # It was used in time; only whether the signatures still hold matters now.
             found = count_signers(stored.statement, stored.payload, stored.bundles, roots)
-            return Standing(stored, True, found)
+            return Standing(stored, True, found, row.granted_ms)
         found = tally(stored.statement, stored.payload, stored.bundles, roots, now_ms=now_ms)
         if best is None or len(found.persons) > len(best.tally.persons):
             best = Standing(stored, False, found)

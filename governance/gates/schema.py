@@ -27,6 +27,7 @@ from governance.identity import ProofLevel
 __all__ = [
     "PREVIOUS",
     "PROVENANCE_TAGS",
+    "CanaryRequirement",
     "Environment",
     "Goal",
     "Load",
@@ -99,11 +100,22 @@ def _tag(value: str) -> str:
     return PROVENANCE_TAGS.get(value, value)
 
 
+_UNITS_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def _duration(value: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}[mhd]", value):
+        raise ValueError("a time is a whole number with m, h or d, such as 90m, 12h or 7d")
+    return value
+
+
 Name = Annotated[str, Field(min_length=1, max_length=250, pattern=r"^\S(.*\S)?$")]
 EnvironmentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 AliasName = Annotated[str, AfterValidator(_alias)]
 StageName = Annotated[str, AfterValidator(_stage)]
 TagName = Annotated[Name, AfterValidator(_tag)]
+Duration = Annotated[str, AfterValidator(_duration)]
+Level = Annotated[FiniteFloat, Field(gt=0, lt=0.5)]
 
 
 class _Part(BaseModel):
@@ -134,6 +146,33 @@ class MetricRequirement(_Part):
         return self
 
 
+class CanaryRequirement(_Part):
+    """The rollout that a version must have passed.
+
+    The limits keep out rollouts that could hardly have ended otherwise: nobody can configure a
+    rollout so that it proves nothing, and have its verdict count.
+    """
+
+    environment: EnvironmentName
+    outcome: Literal["promoted"] = "promoted"
+    max_age: Duration = "7d"
+    min_requests: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1000
+    min_alpha: Level = 0.0001
+    max_alpha: Level = 0.1
+    max_tolerance: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.05
+    unless_first: bool = False
+
+    @property
+    def max_age_ms(self) -> int:
+        return int(self.max_age[:-1]) * _UNITS_MS[self.max_age[-1]]
+
+    @model_validator(mode="after")
+    def _levels(self) -> Self:
+        if self.min_alpha > self.max_alpha:
+            raise ValueError(f"no level is from {self.min_alpha:g} to {self.max_alpha:g}")
+        return self
+
+
 class Requires(_Part):
     """What an environment asks for; also, in part, what a model rule changes."""
 
@@ -142,6 +181,7 @@ class Requires(_Part):
     datasets: Annotated[int, BeforeValidator(_count), Field(ge=0, le=1000)] = 0
     finished_run: bool = True
     after: EnvironmentName | None = PREVIOUS
+    canary: CanaryRequirement | None = None
     approvals: Annotated[int, Field(ge=1, le=100)] = 1
     actor_proof: ProofLevel = ProofLevel.ANONYMOUS
     request_ttl_hours: Annotated[int, Field(ge=1, le=8760)] = 72

@@ -39,11 +39,12 @@ from governance.errors import (
     LedgerError,
     LedgerTamperedError,
     NotFoundError,
+    VerificationError,
     WitnessError,
 )
 from governance.events import AuditEvent
-from governance.ledger.merkle import EMPTY_ROOT
-from governance.ledger.note import Checkpoint, parse_checkpoint
+from governance.ledger.merkle import EMPTY_ROOT, leaf_hash, verify_inclusion
+from governance.ledger.note import Checkpoint, parse_checkpoint, verify_checkpoint
 from governance.ledger.origin import OriginPin
 from governance.ledger.proof import format_tlog_proof
 from governance.ledger.sequencer import BATCH, Sequenced, sequence_batch
@@ -344,6 +345,28 @@ class Ledger:
                 "if it was recorded just now, run `chancery ledger checkpoint`",
             )
         return Entry(*row)
+
+    def is_countersigned(self, connection: Connection, entry: Entry) -> bool:
+        """Whether log and witness vouch for the entry, as it was read on this connection.
+
+        Raises:
+            LedgerTamperedError: it is not the entry that they signed.
+            WitnessError: the witness's records cannot be read.
+        """
+        newest, seen = connection.execute(_NEWEST).first(), self._seen()
+        if newest is None or entry.index >= min(newest.size, seen.size):
+            return False
+        try:
+            signed = verify_checkpoint(newest.note, self.log_signer.public_key_pem, self.origin)
+            proof = read_inclusion_proof(connection, entry.index, signed.size)
+            verify_inclusion(leaf_hash(entry.leaf), entry.index, signed.size, proof, signed.root)
+        except VerificationError as error:
+            raise LedgerTamperedError(
+                f"entry {entry.index} is not the one that was signed: {error.message}",
+                "run `chancery ledger verify`, and restore the database",
+                index=entry.index,
+            ) from error
+        return signed.size != seen.size or signed == seen
 
     def checkpoint(self) -> str | None:
         """The newest checkpoint, with its cosignature if it has one; None while empty."""

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from governance.errors import NotFoundError
 from governance.gates.decide import decide
 from governance.gates.policy import default_policy, parse_policy
-from governance.records import Candidate, Condition, Decision, Evidence, MetricEvidence
+from governance.records import (
+    CanaryVerdict,
+    Candidate,
+    Condition,
+    Decision,
+    Evidence,
+    MetricEvidence,
+)
 
 POLICY = parse_policy(
     """
@@ -33,6 +40,7 @@ environments:
         - {name: loss, min: 0, max: 0.5}
       provenance: [code, seed, ticket]
       datasets: 2
+      canary: {environment: staging, max_age: 7d, min_requests: 1000}
       approvals: 2
       actor_proof: basic-auth
 """
@@ -52,6 +60,19 @@ METRICS = (
     MetricEvidence("accuracy", 0.10, "run", "r", 9000),
     MetricEvidence("loss", 0.2, "run", "r", 1000),
 )
+VERDICT = CanaryVerdict(
+    rollout_id="0123456789abcdef" * 2,
+    environment="staging",
+    model="models:/fraud/3",
+    version_uid="v",
+    root_digest="ab" * 32,
+    stable="models:/fraud/2",
+    outcome="promoted",
+    ended_ms=1_000_000,
+    requests=1200,
+    alpha=0.01,
+    error_level=0.004,
+)
 EVIDENCE = Evidence(
     metrics=METRICS,
     run_tags={"mlflow.source.git.commit": "c0ffee", "provenance.seed": "7", "ticket": "T-1"},
@@ -61,6 +82,8 @@ EVIDENCE = Evidence(
     signers=("alice", "bob"),
     statement_id="0123456789abcdef" * 4,
     actor_proof="signed",
+    verdicts=(VERDICT,),
+    as_of_ms=2_000_000,
 )
 NAMES = [
     "revoked",
@@ -74,6 +97,7 @@ NAMES = [
     "datasets",
     "order",
     "actor",
+    "canary",
     "approvals",
 ]
 
@@ -151,7 +175,9 @@ def test_revoked_and_unreadable() -> None:
     assert condition.found == "it was revoked: label leak"
     unread = replace(CANDIDATE, manifest_digest=None, digest_error="no such bucket")
     assert only_unmet(candidate=unread).found == "it could not be read: no such bucket"
-    assert only_unmet(candidate=replace(CANDIDATE, root_digest="")).found == "it is unknown"
+    unknown = unmet(prod(candidate=replace(CANDIDATE, root_digest="")))
+    assert [(c.name, c.found) for c in unknown][:1] == [("artifact", "it is unknown")]
+    assert [c.name for c in unknown] == ["artifact", "canary"]  # nothing is known to be the same
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED", "finished", "", None])
@@ -300,6 +326,7 @@ REMOVALS: list[Callable[[Evidence], Evidence]] = [
     lambda e: replace(e, signers=e.signers[:-1]),
     lambda e: replace(e, statement_id=None),
     lambda e: replace(e, actor_proof="anonymous"),
+    lambda e: replace(e, verdicts=()),
     lambda e: replace(e, approval_problems=()),
 ]
 ENVIRONMENTS = ("staging", "prod")
@@ -329,6 +356,19 @@ evidences = st.builds(
     statement_id=st.none() | st.just("0" * 64),
     approval_problems=st.just(()) | st.just(("no",)),
     actor_proof=st.sampled_from(["anonymous", "claimed", "local", "basic-auth", "signed", "?"]),
+    verdicts=st.just((VERDICT,))
+    | st.lists(
+        st.builds(
+            replace,
+            st.just(VERDICT),
+            version_uid=st.sampled_from(["v", "w"]),
+            outcome=st.sampled_from(["promoted", "rolled_back", "aborted"]),
+            ended_ms=st.integers(0, 2_000_000),
+            requests=st.sampled_from([0, 1000]),
+        ),
+        max_size=3,
+    ).map(tuple),
+    as_of_ms=st.just(2_000_000),
 )
 
 

@@ -9,7 +9,13 @@ import pytest
 
 from governance.errors import NotFoundError, PolicyError, RefusedError
 from governance.gates.policy import Policy, default_policy, load_policy, parse_policy
-from governance.gates.schema import PROVENANCE_TAGS, Environment, Requires, folded
+from governance.gates.schema import (
+    PROVENANCE_TAGS,
+    CanaryRequirement,
+    Environment,
+    Requires,
+    folded,
+)
 from governance.identity import ProofLevel
 
 DOC = Path(__file__).parents[3] / "docs" / "policy.md"
@@ -37,7 +43,8 @@ def test_the_documented_example_is_a_policy(policy: Policy) -> None:
 
 def test_every_key_is_documented() -> None:
     text = DOC.read_text("utf-8")
-    keys = [*Environment.model_fields, *Requires.model_fields, *PROVENANCE_TAGS.values()]
+    parts = (Environment, Requires, CanaryRequirement)
+    keys = [*(key for part in parts for key in part.model_fields), *PROVENANCE_TAGS.values()]
     assert [key for key in keys if f"`{key}`" not in text] == []
 
 
