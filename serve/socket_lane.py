@@ -39,6 +39,7 @@ from serve.frames import (
     unpack_requests,
 )
 from serve.scoring import Identity, Scorer
+from serve.stream import FrameProtocol
 
 __all__ = [
     "DECODED_BY_LISTENER",
@@ -56,9 +57,6 @@ UNANSWERED = 0
 
 DECODED_BY_LISTENER = 256 << 10
 """Bytes of a body up to which the listener decodes it; larger ones go to the model as they came."""
-
-_U32 = struct.Struct("<I")
-_LIMIT = 1 << 30  # bytes of one frame
 
 
 class LaneLostError(GovernanceError):
@@ -174,7 +172,7 @@ class SocketModel:
         self._scorer = scorer
         self._server: asyncio.Server | None = None
         self._busy_since: float | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._connections: set[_ModelEnd] = set()
         self.batches = 0
 
     @classmethod
@@ -187,7 +185,10 @@ class SocketModel:
         model = cls(path, scorer)
         hidden = path.with_suffix(".new")
         hidden.unlink(missing_ok=True)
-        model._server = await asyncio.start_unix_server(model._serve, str(hidden), backlog=64)
+        loop, greeting = asyncio.get_running_loop(), Hello.of(scorer).to_json()
+        model._server = await loop.create_unix_server(
+            lambda: _ModelEnd(model, model._connections, greeting), str(hidden), backlog=64
+        )
         hidden.rename(path)
         return model
 
@@ -197,7 +198,7 @@ class SocketModel:
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def answer(self, frame: bytes) -> bytes:
+    def answer(self, frame: bytes | memoryview) -> bytes:
         """The answers to a frame of requests, given without its length; on the model's loop.
 
         Raises:
@@ -215,44 +216,65 @@ class SocketModel:
         self.path.unlink(missing_ok=True)
         if self._server is not None:
             self._server.close()
-        for writer in list(self._connections):
-            writer.close()
+        for connection in list(self._connections):
+            connection.transport.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
+
+class _ModelEnd(FrameProtocol):
+    """One listener's connection, as the model sees it."""
+
+    def __init__(self, model: SocketModel, others: set[_ModelEnd], greeting: bytes) -> None:
+        super().__init__()
+        self._model = model
+        self._others = others
+        self._greeting = greeting
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._others.add(self)
+        self.send(self._greeting)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._others.discard(self)
+
+    def frame(self, frame: memoryview) -> None:
         try:
-            _send(writer, Hello.of(self._scorer).to_json())
-            while True:
-                writer.write(self.answer(await _receive(reader)))
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError, FrameError):
-            pass  # the other end is gone, or does not speak as agreed
-        finally:
-            self._connections.discard(writer)
-            writer.close()
+            answers = self._model.answer(frame)
+        except FrameError:  # the other end does not speak as agreed
+            self.transport.close()
+        except BaseException:
+            self.transport.close()
+            raise
+        else:
+            self.transport.write(answers)
+
+    def pause_writing(self) -> None:
+        self.transport.pause_reading()  # who does not fetch answers is asked nothing more
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
 
 
-class SocketLane:
-    """The listener's end: one connection to one model process.
+class SocketLane(FrameProtocol):
+    """The listener's end: one connection to one model process, one batch at a time.
 
-    Args:
-        reader: Of the connection.
-        writer: Of the connection.
+    Attributes:
         hello: What the model said of itself.
     """
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: Hello
-    ) -> None:
-        self._reader = reader
-        self._writer = writer
-        self.hello = hello
+    hello: Hello
+
+    def __init__(self) -> None:
+        super().__init__()
         self._closed = False
+        # What is waited for: first the greeting, then the answers to the batch that is out.
+        self._awaited: asyncio.Future[memoryview] | None
+        self._awaited = asyncio.get_running_loop().create_future()
 
     @property
     def lost(self) -> bool:
         """Whether the connection is gone."""
-        return self._closed or self._reader.at_eof()
+        return self._closed
 
     @classmethod
     async def connect(cls, path: Path, timeout_s: float = 5.0) -> SocketLane:
@@ -263,14 +285,17 @@ class SocketLane:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                reader, writer = await asyncio.open_unix_connection(str(path), limit=1 << 20)
+                loop = asyncio.get_running_loop()
+                _, lane = await loop.create_unix_connection(cls, str(path))
                 try:
-                    _check_peer(writer)
-                    return cls(reader, writer, Hello.from_json(await _receive(reader)))
+                    _check_peer(lane.transport)
+                    lane.hello = Hello.from_json(bytes(await lane._frame_that_comes()))
                 except BaseException:
-                    writer.close()
+                    lane._awaited = None
+                    lane.close()
                     raise
-        except (OSError, asyncio.IncompleteReadError, FrameError, TimeoutError) as error:
+                return lane
+        except (OSError, FrameError, TimeoutError) as error:
             raise LaneLostError(f"no model answers at {path}: {error!r}") from error
 
     async def __call__(self, batch: list[Array | Raw]) -> Sequence[Answer]:
@@ -281,13 +306,15 @@ class SocketLane:
         Raises:
             LaneLostError: the connection broke.
         """
-        if self.lost:
+        if self._closed:
             raise LaneLostError("the model's process is gone")
+        if self._awaited is not None:
+            raise RuntimeError("a batch is out already")
+        self._awaited = asyncio.get_running_loop().create_future()
+        self.transport.write(pack_requests(batch))
         try:
-            self._writer.write(pack_requests(batch))
-            await self._writer.drain()
-            answers = unpack_answers(memoryview(await _receive(self._reader)))
-        except (OSError, asyncio.IncompleteReadError, FrameError) as error:
+            answers = unpack_answers(await self._frame_that_comes())
+        except (OSError, FrameError) as error:
             self.close()
             raise LaneLostError(f"the model's process is gone: {error!r}") from error
         except asyncio.CancelledError:
@@ -298,29 +325,42 @@ class SocketLane:
             raise LaneLostError(f"{len(answers)} answers came for {len(batch)} requests")
         return answers
 
+    async def _frame_that_comes(self) -> memoryview:
+        assert self._awaited is not None
+        try:
+            return await self._awaited
+        finally:
+            self._awaited = None
+
     def close(self) -> None:
         """Hang up."""
         self._closed = True
-        self._writer.close()
+        self.transport.close()
+
+    def frame(self, frame: memoryview) -> None:
+        if self._awaited is None or self._awaited.done():
+            self.close()  # nobody asked: from here on no answer can be trusted to be its batch's
+        else:
+            self._awaited.set_result(frame)
+
+    def broken(self, error: FrameError) -> None:
+        self._end(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc or ConnectionResetError("the connection ended"))
+
+    def _end(self, error: Exception) -> None:
+        self._closed = True
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_exception(error)
 
 
-def _check_peer(writer: asyncio.StreamWriter) -> None:
+def _check_peer(transport: asyncio.Transport) -> None:
     """Only a process of this user may answer (``SO_PEERCRED``, where the system has it)."""
-    connection = writer.get_extra_info("socket")
+    connection = transport.get_extra_info("socket")
     if not hasattr(socket, "SO_PEERCRED"):
         return
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", found)
     if uid != os.getuid():
         raise FrameError(f"the process that listens belongs to user {uid}")
-
-
-def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
-    writer.write(_U32.pack(len(data)) + data)
-
-
-async def _receive(reader: asyncio.StreamReader) -> bytes:
-    (length,) = _U32.unpack(await reader.readexactly(4))
-    if length > _LIMIT:
-        raise FrameError(f"a frame of {length} bytes is too large")
-    return await reader.readexactly(length)
