@@ -8,7 +8,7 @@ MLflow or a web framework.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from governance.errors import GovernanceError
 
@@ -31,9 +31,8 @@ JSON = b"application/json"
 TEXT = b"text/plain; charset=utf-8"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a client is told.
+class Answer(NamedTuple):
+    """What a client is told. A tuple: several are made for each request, at a third of the cost.
 
     Args:
         status: HTTP status.
@@ -49,7 +48,7 @@ class Answer:
 
     def with_headers(self, *headers: Header) -> Answer:
         """The same answer with more headers."""
-        return replace(self, headers=(*self.headers, *headers))
+        return self._replace(headers=(*self.headers, *headers))
 
 
 class OverloadedError(GovernanceError):

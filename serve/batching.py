@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, TypeVar
 
 from serve.answer import OverloadedError
@@ -92,13 +93,14 @@ class Statistics:
 
 
 class _Waiting(Generic[Item, Result]):
-    """One request: what to send, its weight, and where its result goes."""
+    """One request: what to send, its weight, until when, and where its result goes."""
 
-    __slots__ = ("future", "item", "weight")
+    __slots__ = ("due", "future", "item", "weight")
 
-    def __init__(self, item: Item, weight: int, future: asyncio.Future[Result]) -> None:
+    def __init__(self, item: Item, weight: int, due: float, future: asyncio.Future[Result]) -> None:
         self.item = item
         self.weight = weight
+        self.due = due
         self.future = future
 
 
@@ -121,9 +123,12 @@ class Batcher(Generic[Item, Result]):
         self._limits = limits or BatchLimits()
         self._weigh = weigh
         self._queue: deque[_Waiting[Item, Result]] = deque()
-        self._running: dict[asyncio.Task[None], float] = {}
+        self._running: dict[asyncio.Task[None], tuple[float, list[_Waiting[Item, Result]]]] = {}
+        self._clock: asyncio.TimerHandle | None = None  # rings when the first request is due
+        self._rings = 0.0
         self._starting = False
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._requests = self._refused = self._timed_out = self._cancelled = self._failed = 0
         self._batches = self._deepest = 0
         self._sizes = [0] * 16
@@ -148,14 +153,17 @@ class Batcher(Generic[Item, Result]):
                 else f"{len(self._queue)} requests wait already",
                 retry_after_s=self._limits.retry_after_s,
             )
-        loop = asyncio.get_running_loop()
+        loop = self._loop or asyncio.get_running_loop()  # which costs a system call
+        self._loop = loop
         future: asyncio.Future[Result] = loop.create_future()
         weight = self._weigh(item) if self._weigh else 0
-        self._queue.append(_Waiting(item, weight, future))
+        due = loop.time() + (self._limits.timeout_s if timeout_s is None else timeout_s)
+        self._queue.append(_Waiting(item, weight, due, future))
         self._requests += 1
-        self._deepest = max(self._deepest, len(self._queue))
-        limit = self._limits.timeout_s if timeout_s is None else timeout_s
-        clock = loop.call_later(limit, self._expire, future)
+        if len(self._queue) > self._deepest:
+            self._deepest = len(self._queue)
+        if self._clock is None or due < self._rings:
+            self._ring_at(due)
         if not self._starting and len(self._running) < self._limits.lanes:
             self._starting = True
             loop.call_soon(self._start)
@@ -164,12 +172,10 @@ class Batcher(Generic[Item, Result]):
         except asyncio.CancelledError:
             self._cancelled += 1
             raise
-        finally:
-            clock.cancel()
 
     def statistics(self) -> Statistics:
         """The counts at this moment."""
-        started = min(self._running.values(), default=None)
+        started = min((since for since, _ in self._running.values()), default=None)
         return Statistics(
             self._requests,
             self._refused,
@@ -195,12 +201,32 @@ class Batcher(Generic[Item, Result]):
         while self._running:
             await asyncio.wait(list(self._running))
 
-    def _expire(self, future: asyncio.Future[Result]) -> None:
-        if not future.done():
-            self._timed_out += 1
-            future.set_exception(TimeoutError("the request took too long"))
-            if len(self._running) >= self._limits.lanes:
-                self._forget_done()  # the lane may never come back to take them out
+    def _ring_at(self, due: float) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+        self._rings = due
+        self._clock = asyncio.get_running_loop().call_at(due, self._expire)
+
+    def _expire(self) -> None:
+        """End what is due, and ring again for what comes next.
+
+        One clock does for all: most requests are answered long before theirs would have rung.
+        """
+        self._clock = None
+        now, following = asyncio.get_running_loop().time(), float("inf")
+        running = chain.from_iterable(batch for _, batch in self._running.values())
+        for waiting in chain(self._queue, running):
+            if waiting.future.done():
+                continue
+            if waiting.due <= now:
+                self._timed_out += 1
+                waiting.future.set_exception(TimeoutError("the request took too long"))
+            else:
+                following = min(following, waiting.due)
+        if len(self._running) >= self._limits.lanes:
+            self._forget_done()  # the lane may never come back to take them out
+        if following < float("inf"):
+            self._ring_at(following)
 
     def _forget_done(self) -> None:
         while self._queue and self._queue[0].future.done():
@@ -209,10 +235,10 @@ class Batcher(Generic[Item, Result]):
     def _start(self) -> None:
         """Send batches into all lanes that are free."""
         self._starting = False
-        loop = asyncio.get_running_loop()
+        loop = self._loop or asyncio.get_running_loop()
         while len(self._running) < self._limits.lanes and (batch := self._next()):
             task = loop.create_task(self._carry(batch))
-            self._running[task] = loop.time()
+            self._running[task] = (loop.time(), batch)
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

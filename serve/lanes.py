@@ -27,6 +27,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from time import monotonic
 
 from serve.answer import Answer, Header
 from serve.batching import Batcher, BatchLimits
@@ -179,8 +180,7 @@ class LanePool:
             OverloadedError: too many wait.
             TimeoutError: the time ran out.
         """
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + timeout_s
+        deadline = monotonic() + timeout_s
         lane = self._shortest()
         self.in_flight += 1
         try:
@@ -191,7 +191,9 @@ class LanePool:
                     self._drop(lane)
             lane = self._shortest()  # a remote lane is asked again: it leads to several replicas
             try:
-                return await self._through(lane, content_type, body, deadline - clock(), headers)
+                return await self._through(
+                    lane, content_type, body, deadline - monotonic(), headers
+                )
             except LaneLostError:
                 self._drop(lane)
                 raise

@@ -170,6 +170,23 @@ def test_time_runs_out_in_the_queue_and_in_the_lane() -> None:
     run(test)
 
 
+def test_a_shorter_limit_that_comes_later_runs_out_first() -> None:
+    async def test() -> None:
+        lane = Lane()
+        batcher: Batcher[int, int] = Batcher(lane)
+        patient = asyncio.ensure_future(batcher.submit(1, timeout_s=10))
+        await turns()
+        for limit in (0.02, 0.01, 0.03):
+            with pytest.raises(TimeoutError):
+                await batcher.submit(2, timeout_s=limit)
+        assert not patient.done()
+        lane.open()
+        assert await patient == 10
+        assert batcher.statistics().timed_out == 3
+
+    run(test)
+
+
 def test_who_goes_away_is_not_sent() -> None:
     async def test() -> None:
         lane = Lane()
