@@ -30,6 +30,7 @@ from uuid import uuid4
 
 from governance.errors import GovernanceError
 from serve.lanes import socket_folder
+from serve.pauses import settle_memory
 from serve.scoring import Identity, Scorer
 from serve.socket_lane import Hello, SocketModel, private_folder
 
@@ -209,6 +210,7 @@ class ModelReplica:
             scorer.prepare()
         self._hello = Hello.of(scorer).to_json()
         self._thread = ModelThread(folder / f"{uuid4().hex[:12]}.sock", scorer)
+        settle_memory()
         self._thread.start()
 
     async def answer_frame(self, frame: bytes) -> bytes:
