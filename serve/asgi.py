@@ -47,7 +47,7 @@ from serve.answer import (
     timed_out,
 )
 
-__all__ = ["AppLimits", "ScoringApp", "Submit"]
+__all__ = ["AppLimits", "ScoringApp", "Submit", "Told"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -59,6 +59,9 @@ Submit = Callable[[bytes, Mapping[str, str]], Awaitable[Answer]]
 
 May raise `OverloadedError` (503) and `TimeoutError` (504); anything else becomes 500.
 """
+
+Told = tuple[Answer, tuple[Header, Header]]
+"""An answer, and the headers that say which request and which trace it is of."""
 
 _logger = logging.getLogger(__name__)
 
@@ -159,13 +162,40 @@ class ScoringApp:
             answer = self._other(scope, headers)
         await _respond(send, answer, identifiers)
 
+    async def invoke(self, body: bytes, headers: dict[str, str]) -> Told:
+        """The answer to an invocation that somebody read whole (``serve.listener``). Never raises.
+
+        Args:
+            body: The request's.
+            headers: The request's, by lower-case name; its identifiers are put into them.
+        """
+        identifiers = self._identify(headers)
+        share = len(body)
+        self._held += share
+        try:
+            if self._held > self._limits.total_bytes:
+                return _too_full(), identifiers
+            return await self._ask(body, headers), identifiers
+        finally:
+            self._held -= share
+
+    def too_slow(self, headers: dict[str, str]) -> Told:
+        """The answer to a request whose body did not come in time."""
+        return self._slow(), self._identify(headers)
+
+    @property
+    def limits(self) -> AppLimits:
+        """What clients may ask."""
+        return self._limits
+
     def _identify(self, headers: dict[str, str]) -> tuple[Header, Header]:
         """Put request id and trace into ``headers``; the same for the answer."""
         random = self._make_id(40)
         request_id = headers.get("x-request-id", "")
-        if not _REQUEST_ID.fullmatch(request_id):
+        if not request_id or not _REQUEST_ID.fullmatch(request_id):
             request_id = headers["x-request-id"] = random[:32]
-        known = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+        parent = headers.get("traceparent")
+        known = _TRACEPARENT.fullmatch(parent) if parent else None
         if known is None:
             headers.pop("tracestate", None)
         trace, flags = known.groups() if known else (random[32:64], "00")
@@ -180,11 +210,18 @@ class ScoringApp:
         share = _Share()
         try:
             body = await self._read(headers, receive, share)
-            return await self._submit(body, headers)
+            return await self._ask(body, headers)
         except _GoneError:
             return None
         except _RefusedError as refusal:
             return refusal.answer
+        finally:
+            self._held -= share.size
+
+    async def _ask(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """What the port answers; whatever it raises is an answer too."""
+        try:
+            return await self._submit(body, headers)
         except OverloadedError as error:
             return overloaded(error)
         except TimeoutError:
@@ -192,8 +229,10 @@ class ScoringApp:
         except Exception:
             _logger.exception("request %s failed", headers["x-request-id"])
             return failed()
-        finally:
-            self._held -= share.size
+
+    def _slow(self) -> Answer:
+        slow = f"the body did not arrive within {self._limits.read_s:g} s"
+        return refused(408, "REQUEST_TIMEOUT", slow, _CLOSE)
 
     async def _read(self, headers: Mapping[str, str], receive: Receive, share: _Share) -> bytes:
         """The body; what it takes of the budget is in ``share``, also when this raises."""
@@ -203,8 +242,7 @@ class ScoringApp:
         except asyncio.CancelledError:
             if not clock.ran_out():
                 raise
-            slow = f"the body did not arrive within {self._limits.read_s:g} s"
-            raise _RefusedError(refused(408, "REQUEST_TIMEOUT", slow, _CLOSE)) from None
+            raise _RefusedError(self._slow()) from None
         finally:
             clock.stop()
 
@@ -229,8 +267,7 @@ class ScoringApp:
                 size, share.size = share.size, 0
                 await self._refuse_size(receive, size if more else 0)
             if self._held > self._limits.total_bytes:
-                full = OverloadedError("the bodies of other requests fill the memory")
-                raise _RefusedError(overloaded(full).with_headers(_CLOSE))
+                raise _RefusedError(_too_full())
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _refuse_size(self, receive: Receive, size: int, *, at_once: bool = False) -> NoReturn:
@@ -300,6 +337,11 @@ async def _chunk(receive: Receive) -> tuple[bytes, bool]:
     if message["type"] == "http.disconnect":
         raise _GoneError
     return message.get("body", b""), message.get("more_body", False)
+
+
+def _too_full() -> Answer:
+    full = OverloadedError("the bodies of other requests fill the memory")
+    return overloaded(full).with_headers(_CLOSE)
 
 
 def _headers(scope: Scope) -> dict[str, str]:

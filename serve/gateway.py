@@ -37,6 +37,7 @@ from serve.batching import BatchLimits
 from serve.frames import pack_requests, unpack_answers
 from serve.lanes import Carrier, RemoteLane
 from serve.metrics import CONTENT_TYPE, exposition
+from serve.pauses import settle_memory
 from serve.plan import ControllerPort, Plan, Report
 from serve.replica import DEPLOYMENT
 from serve.router import Router
@@ -211,7 +212,7 @@ class Listener:
     async def _serve(self) -> None:
         import uvicorn
 
-        from serve.listener import GuardedProtocol
+        from serve.direct import DirectProtocol
 
         spec = self._spec
         self._loop = asyncio.get_running_loop()
@@ -225,7 +226,7 @@ class Listener:
             limits=spec.limits,
             make_id=_make_id,
         )
-        protocol = type("Guarded", (GuardedProtocol,), {"header_s": spec.header_s})
+        protocol = DirectProtocol.of(self._app, header_s=spec.header_s)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._app,
@@ -360,6 +361,7 @@ class Gateway:
         controller = ActorController(spec.controller, spec.namespace)
         self._listener = Listener(spec, controller, remote_lane, VERSION)
         self._listener.start()
+        settle_memory()
 
     async def facts(self) -> dict[str, Any]:
         """For tests and ``doctor``: process, port, exchanges with the controller."""

@@ -91,6 +91,12 @@ class _Together:
         else:  # head and body: all there is, mostly
             self._flush()
 
+    def write_now(self, data: bytes) -> None:
+        """Send a whole answer, after what was written before it."""
+        if self._held:
+            self._flush()
+        self._transport.write(data)
+
     def _flush(self) -> None:
         held = self._held
         if held:

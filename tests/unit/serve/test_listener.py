@@ -1,4 +1,4 @@
-"""Slow headers end a connection; everything else about it is uvicorn's."""
+"""Slow headers end a connection; everything else about it is uvicorn's, on either way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import uvicorn
 
 from serve.answer import Answer
 from serve.asgi import AppLimits, ScoringApp
+from serve.direct import DirectProtocol
 from serve.listener import GuardedProtocol
 
 LIMIT_S = 0.3
@@ -23,16 +24,18 @@ class Impatient(GuardedProtocol):
     header_s = LIMIT_S
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+@pytest.fixture(scope="module", params=["guarded", "direct"])
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
     async def submit(body: bytes, headers: Mapping[str, str]) -> Answer:
         return Answer(200, b"%d" % len(body))
 
     limits = AppLimits(body_bytes=1 << 20, discard_bytes=64 << 20, read_s=1.5)
     app: Any = ScoringApp(submit, limits=limits)
     listening = socket.create_server(("127.0.0.1", 0))
+    direct = request.param == "direct"
+    protocol = DirectProtocol.of(app, header_s=LIMIT_S) if direct else Impatient
     server = uvicorn.Server(
-        uvicorn.Config(app, http=Impatient, interface="asgi3", log_config=None, access_log=False)
+        uvicorn.Config(app, http=protocol, interface="asgi3", log_config=None, access_log=False)
     )
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
