@@ -10,29 +10,85 @@
 ``CHANCERY_ACTOR``            name the client claims
 ``CHANCERY_STRICT``           ``1``: refuse loads of ``models:/m-…``, ``runs:/`` and raw URIs
 ``CHANCERY_TRUST_ROOT``       SHA-256 of the first trust-roots document a client accepts
+``CHANCERY_METRIC_MODULES``   modules, comma separated, whose functions may be metrics; unset: none
+``CHANCERY_PROMETHEUS_URL``   where metrics by PromQL are asked
 ============================  ==========================================================
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
 from governance.canonical import sha256_hex
 from governance.errors import ConfigurationError
 
-__all__ = ["Settings", "plain_database_uri"]
+__all__ = [
+    "METRIC_MODULES",
+    "Settings",
+    "metric_modules",
+    "module_allowed",
+    "plain_database_uri",
+    "prometheus_url",
+]
 
 GOVERNED_PREFIX = "governed+"
+METRIC_MODULES = "CHANCERY_METRIC_MODULES"
+"""Names code that a gateway may run: each machine's own, never handed on by who deploys."""
 
 
 def plain_database_uri(uri: str) -> str:
     """The SQLAlchemy URI inside a ``governed+…`` one."""
     return uri.removeprefix(GOVERNED_PREFIX)
+
+
+def metric_modules(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Modules (with what is below them) whose functions may be metrics; empty: none.
+
+    Raises:
+        ConfigurationError: a part is no module's name.
+    """
+    found = [part.strip() for part in environ.get(METRIC_MODULES, "").split(",") if part.strip()]
+    for part in found:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", part):
+            raise ConfigurationError(
+                f"{METRIC_MODULES}: {part!r} is no module's name",
+                "list modules as fraud_metrics,acme.metrics",
+            )
+    return tuple(found)
+
+
+def module_allowed(module: str, allowed: tuple[str, ...]) -> bool:
+    """Whether the module is one of these, or below one."""
+    return any(module == one or module.startswith(f"{one}.") for one in allowed)
+
+
+def prometheus_url(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Where Prometheus is asked; None: nowhere.
+
+    Raises:
+        ConfigurationError: no plain URL; one with a password would end up in logs.
+    """
+    url = environ.get("CHANCERY_PROMETHEUS_URL", "").rstrip("/")
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url)
+        plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        plain = False
+    if not plain or parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigurationError(
+            "CHANCERY_PROMETHEUS_URL is not a plain http:// or https:// URL",
+            "write it as http://prometheus.example:9090, without user, password and query",
+        )
+    return url
 
 
 def _home_for(uri: str | None) -> Path:
@@ -59,6 +115,8 @@ class Settings:
     actor: str | None
     strict: bool
     trust_root: str | None
+    metric_modules: tuple[str, ...] = ()
+    prometheus_url: str | None = None
 
     @property
     def approver_key(self) -> str:
@@ -97,4 +155,6 @@ class Settings:
             actor=environ.get("CHANCERY_ACTOR"),
             strict=environ.get("CHANCERY_STRICT", "0").lower() in ("1", "true", "yes"),
             trust_root=environ.get("CHANCERY_TRUST_ROOT"),
+            metric_modules=metric_modules(environ),
+            prometheus_url=prometheus_url(environ),
         )

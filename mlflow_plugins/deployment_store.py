@@ -33,6 +33,7 @@ from governance.errors import (
     VerificationError,
 )
 from governance.identity import Actor, ProofLevel, acting_as
+from governance.metric_sources import require_sources
 from governance.settings import GOVERNED_PREFIX
 from mlflow_plugins.deployment_gate import Admitted, DeploymentGate
 from mlflow_plugins.exceptions import GovernedMlflowException
@@ -173,6 +174,7 @@ class DeploymentStore:
         canary: Admitted,
         config: str,
     ) -> DeploymentRecord:
+        require_sources(config, self.governor.settings, record.subject)
         rollout = NewRollout(uuid.uuid4().hex, config, canary.provenance)
         return deployments.begin_canary(
             connection, ledger, record, canary.served, rollout, now_ms=now_ms()

@@ -28,6 +28,7 @@ from pydantic import (
 
 __all__ = [
     "DEFAULT_STEPS",
+    "PROMQL",
     "ABTestConfig",
     "Analysis",
     "Arm",
@@ -51,6 +52,7 @@ DEFAULT_STEPS = (5.0, 25.0, 50.0, 100.0)
 """Percent of the traffic, step by step."""
 
 PROMQL = "promql:"
+"""How a metric's source begins that asks Prometheus."""
 
 
 class MistakeError(ValueError):
@@ -136,6 +138,7 @@ Percent = Annotated[FiniteFloat, Field(gt=0, le=100)]
 Seconds = Annotated[FiniteFloat, Field(ge=0, le=30 * 86400)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 Weight = Annotated[FiniteFloat, Field(gt=0, le=1000)]
+MinSamples = Annotated[int, Field(ge=1, le=1_000_000)]
 Weights = dict[Literal["stable", "canary"], Annotated[FiniteFloat, Field(ge=0, le=100)]]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 AliasName = Annotated[str, AfterValidator(_alias)]
@@ -200,10 +203,13 @@ class OwnerMetric(_Part):
         tolerance: How much worse the canary may be: absolute for ``rate``, in the metric's unit for
             ``mean``, a part of stable's value for ``quantile`` (0.1 is 10 %).
         source: ``package.module:function`` or ``promql:…``.
-        total: For a rate by PromQL, the query that counts the trials.
+        total: For PromQL, the query that counts: the trials of a rate (needed), or a mean's values
+            (``source`` is then their sum).
+        every_seconds: For PromQL, between two looks.
         range: For ``mean``: smallest and largest value; what lies beyond counts as the end.
         quantile: For ``quantile``: which, between 0 and 1.
         margin: As for errors, in the unit of ``tolerance``; not for ``quantile``.
+        min_samples: Observations of each variant without which no step is passed.
         weight: As for errors.
     """
 
@@ -216,6 +222,8 @@ class OwnerMetric(_Part):
     range: tuple[FiniteFloat, FiniteFloat] | None = None
     quantile: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
     margin: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    every_seconds: Annotated[FiniteFloat, Field(ge=1, le=3600)] = 15.0
+    min_samples: MinSamples = 20
     weight: Weight = 1.0
 
     @model_validator(mode="after")
@@ -239,11 +247,14 @@ class OwnerMetric(_Part):
                 else "a margin is for rates and means",
                 "use a Python callable" if promql else "remove it",
             )
-        if (self.total is not None) != (promql and self.kind is MetricKind.RATE):
+        needs = promql and self.kind is MetricKind.RATE
+        if (self.total is None and needs) or (self.total is not None and not promql):
             raise MistakeError(
-                "'total' goes with a rate by PromQL, and such a rate needs it",
+                "'total' goes with a metric by PromQL, and a rate needs it",
                 "remove it" if self.total else "add total: 'promql:…', the count of trials",
             )
+        if self.total is not None and not self.total.startswith(PROMQL):
+            raise MistakeError("'total' is a query as 'source' is", "write 'promql:' and the query")
         if self.kind is MetricKind.RATE and self.tolerance >= 1:
             raise MistakeError("a rate's tolerance is below 1", "write 0.01 for one in a hundred")
         if self.kind is MetricKind.RATE and self.margin is not None and self.margin >= 1:
@@ -258,11 +269,13 @@ class OutputAnalysis(_Part):
     Attributes:
         tolerance: Which part of the answers may lie in other bins than stable's (total variation).
         bins: Number of bins for numeric answers; classes are their own bins.
+        min_samples: Answers of each variant without which no step is passed.
         weight: As for errors.
     """
 
     tolerance: Fraction = 0.1
     bins: Annotated[int, Field(ge=2, le=100)] = 10
+    min_samples: MinSamples = 20
     weight: Weight = 1.0
 
 
@@ -278,6 +291,12 @@ class Analysis(_Part):
     def _names_once(self) -> Self:
         names = [metric.name for metric in self.metrics]
         for position, name in enumerate(names):
+            if name in ("errors", "latency", "outputs"):
+                raise MistakeError(
+                    f"{name!r} is what is compared anyway",
+                    "rename the metric",
+                    ("metrics", position, "name"),
+                )
             if name in names[:position]:
                 raise MistakeError(
                     f"two metrics are named {name!r}",

@@ -19,10 +19,12 @@ from typing import Any
 from governance.canonical import canonical_json, parse_json
 from governance.deployment_records import DeploymentRecord, ServedVersion
 from serve.cluster import application_of
+from serve.outputs import OutputBins
 from serve.plan import About, Plan, VariantPlan
 from serve.records import ActionKind, Phase
 from serve.rollout import RolloutState
 from serve.series import Series
+from serve.watch import observing_of
 
 __all__ = ["FORMAT", "Course", "Drain", "Notice", "OpenAction", "first_revision", "plan_of"]
 
@@ -71,6 +73,7 @@ class Course:
         heard: Number of the last signal that is in here.
         notices: The newest alerts.
         series: How the rollout went over time.
+        bins: In which the rollout's answers are counted; None: not known yet, or not wanted.
     """
 
     rollout: RolloutState | None = None
@@ -81,6 +84,7 @@ class Course:
     heard: int = 0
     notices: tuple[Notice, ...] = ()
     series: Series | None = None
+    bins: OutputBins | None = None
 
     @property
     def running(self) -> RolloutState | None:
@@ -105,6 +109,7 @@ class Course:
                 "heard": self.heard,
                 "notices": [{"id": n.id, "atMs": n.at_ms, "text": n.text} for n in self.notices],
                 "series": None if self.series is None else self.series.to_dict(),
+                "bins": None if self.bins is None else self.bins.to_dict(),
             }
         )
 
@@ -120,6 +125,7 @@ class Course:
             raise ValueError(f"not a {FORMAT} document")
         try:
             rollout, series = document["rollout"], document.get("series")
+            bins = document.get("bins")
             return cls(
                 rollout=None if rollout is None else RolloutState.from_json(rollout),
                 open=tuple(
@@ -132,6 +138,7 @@ class Course:
                 heard=document["heard"],
                 notices=tuple(Notice(n["id"], n["atMs"], n["text"]) for n in document["notices"]),
                 series=None if series is None else Series.from_dict(series),
+                bins=None if bins is None else OutputBins.from_dict(bins),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"a malformed {FORMAT} document: {error}") from error
@@ -181,6 +188,7 @@ def plan_of(
         salt=f"{record.route}/{rollout.id}",
         sticky=config.sticky,
         retry_on_stable=config.retry_on_stable,
+        observing=observing_of(rollout, course.bins),
         about=about,
     )
 

@@ -33,8 +33,13 @@ __all__ = ["PASSED_ON", "hide_in_arguments", "passed_on", "without_password"]
 PASSED_ON = (
     "CHANCERY_HOME", "CHANCERY_MODE", "CHANCERY_POLICY", "CHANCERY_LOG_KEY", "CHANCERY_WITNESS",
     "CHANCERY_KEY", "CHANCERY_ACTOR", "CHANCERY_STRICT", "CHANCERY_TRUST_ROOT",
+    "CHANCERY_PROMETHEUS_URL",
 )  # fmt: skip
-"""Settings that actors need. They are names, paths and digests; a key is named by its place."""
+"""Settings that actors need. They are names, paths and digests; a key is named by its place.
+
+Not among them, on purpose: which modules metrics may come from. That is code which gateways run, so
+each machine's own environment says so, not that of who deploys.
+"""
 
 _CARRIED_BY_FILES_ONLY = ("sslpassword", "oauth_client_secret")
 

@@ -159,6 +159,10 @@ class Delta:
         _check_counts(self.latency, self.requests, "latencies")
         _check_counts(self.outputs, None, "outputs")
 
+    def __bool__(self) -> bool:
+        """Whether anything happened."""
+        return bool(self.requests or self.owner or self.outputs)
+
     @property
     def judged(self) -> int:
         """Requests that say something about the variant."""

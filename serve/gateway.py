@@ -37,6 +37,7 @@ from serve.batching import BatchLimits
 from serve.frames import pack_requests, unpack_answers
 from serve.lanes import Carrier, RemoteLane
 from serve.metrics import CONTENT_TYPE, exposition
+from serve.observer import Observer
 from serve.pauses import settle_memory
 from serve.plan import ControllerPort, Plan, Report
 from serve.replica import DEPLOYMENT
@@ -217,7 +218,7 @@ class Listener:
         spec = self._spec
         self._loop = asyncio.get_running_loop()
         lanes = Lanes(private_folder(Path(spec.sockets)), spec.batches, self._remote)
-        self._router = Router(self.source, lanes, log=self._log)
+        self._router = Router(self.source, lanes, log=self._log, observer=Observer())
         self._app = ScoringApp(
             self._submit,
             version=self._version,

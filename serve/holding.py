@@ -13,7 +13,7 @@ Example::
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from governance.deployment_control import Alert, Progress, StoredDecision
@@ -21,6 +21,7 @@ from governance.deployment_port import Look
 from governance.deployment_records import DeploymentRecord, Health
 from serve.cluster import Running, VariantSpec, VariantState, application_of, spec_of
 from serve.course import Course, Drain, Notice, OpenAction, first_revision, plan_of
+from serve.delta import Delta
 from serve.plan import Plan, Report
 from serve.records import (
     Action,
@@ -34,6 +35,7 @@ from serve.records import (
 from serve.rollout import RolloutState, advance
 from serve.series import followed
 from serve.signals import begun, heard
+from serve.watch import Watch
 
 __all__ = ["Holding", "Step", "Timing"]
 
@@ -98,6 +100,7 @@ class Holding:
         self._saved_ms = now
         self._states: Mapping[str, VariantState] = {}
         self._gateways: dict[str, tuple[int, int]] = {}
+        self._watch = Watch(timing.gateway)
         self._read(look.record, now)
         self.plan = self._plan(first_revision(look.record.fence))
         self.follow(look, now)
@@ -159,9 +162,36 @@ class Holding:
 
     def count(self, report: Report, now: int) -> None:
         """Take in what a gateway saw, once."""
-        self._observe(
-            Observation(report.source, report.sequence, report.deltas, self._standing()), now
-        )
+        deltas, rollout = report.deltas, self.course.running
+        if rollout is not None:
+            self._watch.hear(report, rollout, now)
+            bins = self._watch.frozen(rollout, self.course.bins)
+            if bins != self.course.bins:
+                self.course = replace(self.course, bins=bins)
+                self.publish()
+            deltas = self._watch.admitted(report, rollout, bins)
+        self._observe(Observation(report.source, report.sequence, deltas, self._standing()), now)
+
+    def polled(
+        self, deltas: Sequence[Mapping[str, Delta]], troubles: Mapping[str, str], now: int
+    ) -> None:
+        """Take in what was asked elsewhere (metrics by PromQL), and what could not be."""
+        rollout = self.course.running
+        if rollout is None:
+            return
+        self._watch.asked(rollout, troubles)
+        for found in deltas:
+            self._ticks += 1
+            self._observe(Observation(self._source, self._ticks, found, self._standing()), now)
+
+    def _obstacles(self, now: int) -> tuple[str, ...]:
+        """What cannot be observed; told to people once."""
+        rollout = self.course.running
+        if rollout is None:
+            return ()
+        for identifier, text in self._watch.notices(now):
+            self.notice(identifier, text, now)
+        return self._watch.obstacles(rollout, self.course.bins, now)
 
     def _standing(self) -> frozenset[Signal]:
         """What holds as long as it is told."""
@@ -178,6 +208,7 @@ class Holding:
         rollout = self.course.running
         if rollout is None:
             return
+        seen = replace(seen, obstacles=self._obstacles(now))
         state, actions, decision = advance(rollout, seen, now)
         if decision.outcome in _FORWARD:
             # Counted all the same, with the clock where it was: the tick comes to this again.
@@ -376,7 +407,8 @@ class Holding:
             return None
         signals, reason = self._of_cluster(rollout, now)
         self._ticks += 1
-        seen = Observation(self._source, self._ticks, {}, self._standing() | signals, reason)
+        standing, obstacles = self._standing() | signals, self._obstacles(now)
+        seen = Observation(self._source, self._ticks, {}, standing, reason, obstacles)
         state, actions, decision = advance(rollout, seen, now)
         if away or decision.outcome not in _FORWARD:
             self._observe(seen, now)

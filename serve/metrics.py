@@ -21,6 +21,7 @@ from itertools import accumulate
 from serve.delta import ErrorClass, first_bucket_from
 from serve.plan import About
 from serve.records import Phase
+from serve.observer import Observer
 from serve.router import Router
 from serve.routing import Route
 from serve.tally import Tally
@@ -58,6 +59,8 @@ def exposition(router: Router, held_bytes: int = 0) -> bytes:
     lines += _of_variants(gateway, routes, weights)
     lines += _of_rollout(gateway, about)
     closed = routing is not None and bool(routing.plan.closed)
+    if router.observer is not None:
+        lines += _of_observer(gateway, router.observer)
     single = (
         ("chancery_plan_revision", "gauge", "Plan.", routing.plan.revision if routing else -1),
         ("chancery_closed", "gauge", "1: nobody answers on the route.", int(closed)),
@@ -116,6 +119,31 @@ def _of_variants(
         *_family("chancery_lanes", "gauge", "Replicas that can be asked.", lanes),
         *_family("chancery_waiting", "gauge", "Requests that wait for a batch.", waiting),
         *_family("chancery_batch_size", "histogram", "Requests in a batch.", sizes),
+    ]
+
+
+def _of_observer(gateway: Mapping[str, str], observer: Observer) -> list[str]:
+    """The owner's metrics and the outputs, where a rollout has them observed."""
+    calls, errors, off = [], [], []
+    for name, news in observer.news().items():
+        labels = {**gateway, "metric": name}
+        off.append(_sample("chancery_metric_off", labels, bool(news.off)))
+        for variant, count in news.calls.items():
+            of = {**labels, "variant": variant}
+            calls.append(_sample("chancery_metric_calls_total", of, count))
+            failed = news.errors.get(variant, 0)
+            errors.append(_sample("chancery_metric_errors_total", of, failed))
+    dropped = [
+        _sample("chancery_metric_dropped_total", {**gateway, "variant": variant}, count)
+        for variant, count in observer.dropped.items()
+    ]
+    skipped = [_sample("chancery_outputs_skipped_total", gateway, observer.skipped)]
+    return [
+        *_family("chancery_metric_calls_total", "counter", "Calls of owner's metrics.", calls),
+        *_family("chancery_metric_errors_total", "counter", "Calls that failed.", errors),
+        *_family("chancery_metric_off", "gauge", "Whether it is switched off.", off),
+        *_family("chancery_metric_dropped_total", "counter", "Requests not shown.", dropped),
+        *_family("chancery_outputs_skipped_total", "counter", "Answers not binned.", skipped),
     ]
 
 

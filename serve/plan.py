@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from serve.delta import Delta
+from serve.observing import Observed, Observing
 
 __all__ = ["About", "ControllerPort", "Plan", "Report", "VariantPlan"]
 
@@ -122,6 +123,7 @@ class Plan:
         shadows: Variants that get a copy of each request, and whose answers nobody sees.
         closed: Why nobody answers (revoked, quarantined); the text of the 503.
         about: Which deployment it is of.
+        observing: What is observed of answers besides their counts; None: nothing.
     """
 
     revision: int
@@ -134,6 +136,7 @@ class Plan:
     shadows: tuple[str, ...] = ()
     closed: str = ""
     about: About = About()
+    observing: Observing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without floats."""
@@ -148,11 +151,13 @@ class Plan:
             "shadows": list(self.shadows),
             "closed": self.closed,
             "about": self.about.to_dict(),
+            "observing": None if self.observing is None else self.observing.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Plan:
-        """Inverse of ``to_dict``."""
+        """Inverse of ``to_dict``; a part that came later may be missing."""
+        observing = document.get("observing")
         return cls(
             document["revision"],
             tuple(VariantPlan.from_dict(variant) for variant in document["variants"]),
@@ -164,6 +169,7 @@ class Plan:
             tuple(document["shadows"]),
             document["closed"],
             about=About.from_dict(document.get("about", {})),
+            observing=None if observing is None else Observing.from_dict(observing),
         )
 
 
@@ -176,12 +182,14 @@ class Report:
         sequence: Its count of reports; one that was not answered is sent again under its number.
         deltas: By variant.
         lanes: Live connections by variant: 0 means that it cannot be asked here.
+        observed: What it observes of answers, and how that does.
     """
 
     source: str
     sequence: int
     deltas: Mapping[str, Delta] = field(default_factory=dict)
     lanes: Mapping[str, int] = field(default_factory=dict)
+    observed: Observed = Observed()  # noqa: RUF009 - frozen
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without floats."""
@@ -190,6 +198,7 @@ class Report:
             "sequence": self.sequence,
             "deltas": {name: delta.to_dict() for name, delta in self.deltas.items()},
             "lanes": dict(self.lanes),
+            "observed": self.observed.to_dict(),
         }
 
     @classmethod
@@ -200,7 +209,14 @@ class Report:
             ValueError: counts that cannot be.
         """
         deltas = {name: Delta.from_dict(found) for name, found in document["deltas"].items()}
-        return cls(document["source"], document["sequence"], deltas, dict(document["lanes"]))
+        found = document.get("observed")
+        return cls(
+            document["source"],
+            document["sequence"],
+            deltas,
+            dict(document["lanes"]),
+            Observed() if found is None else Observed.from_dict(found),
+        )
 
 
 class ControllerPort(Protocol):

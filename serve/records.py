@@ -85,6 +85,7 @@ class Observation:
         deltas: By variant, ``stable`` and ``canary``; others are not judged.
         signals: What else is so.
         reason: Why, in the words of whoever sent a signal; part of the explanation.
+        obstacles: What cannot be observed at present, in sentences: no step is passed meanwhile.
     """
 
     source: str
@@ -92,6 +93,7 @@ class Observation:
     deltas: Mapping[str, Delta] = field(default_factory=dict)
     signals: frozenset[Signal] = frozenset()
     reason: str = ""
+    obstacles: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:

@@ -13,6 +13,9 @@ Ends: *promoted*; *rolled back* (worse, unhealthy, not shown to be good in time,
 long). A canary is never blamed for what stable suffers as well: the comparison sees both, and a
 guard rail that stable breaks too holds the step instead of rolling back.
 
+No evidence is no good evidence: where the owner's metrics or the outputs are compared, a step is
+passed only with enough observations of each variant, and not while one of them cannot be observed.
+
 Example::
 
     state = RolloutState.start("r1", CanaryConfig())
@@ -48,6 +51,7 @@ FORMAT = "chancery.rollout/v1"
 GAP_MS = 30_000
 """The longest time between two observations that counts as watched."""
 
+_OUTPUTS = "outputs"
 _SOURCES = 4096  # whose last sequence number is remembered; those heard longest ago are forgotten
 
 
@@ -63,6 +67,9 @@ class RolloutState:
         step: Which step, 0-based; 0 before the first.
         watched_ms: Time watched in this phase or step.
         requests: The canary's requests in this step, after the warm-up.
+        observed: What the owner's metrics and the outputs were seen in, in this step after the
+            warm-up: observations of canary and stable by source.
+        obstacles: What could not be observed, as the last observation told.
         clock_ms: Time of the last observation; None before the first.
         transitions: How often phase or step changed.
         seen: Last sequence number by source.
@@ -76,6 +83,8 @@ class RolloutState:
     step: int = 0
     watched_ms: int = 0
     requests: int = 0
+    observed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    obstacles: tuple[str, ...] = ()
     clock_ms: int | None = None
     transitions: int = 0
     seen: Mapping[str, int] = field(default_factory=dict)
@@ -105,6 +114,8 @@ class RolloutState:
                 "step": self.step,
                 "watchedMs": self.watched_ms,
                 "requests": self.requests,
+                "observed": {name: list(pair) for name, pair in self.observed.items()},
+                "obstacles": list(self.obstacles),
                 "clockMs": self.clock_ms,
                 "transitions": self.transitions,
                 "seen": [[source, number] for source, number in self.seen.items()],
@@ -133,6 +144,11 @@ class RolloutState:
                 step=document["step"],
                 watched_ms=document["watchedMs"],
                 requests=document["requests"],
+                observed={
+                    name: (int(pair[0]), int(pair[1]))
+                    for name, pair in document.get("observed", {}).items()
+                },
+                obstacles=tuple(document.get("obstacles", ())),
                 clock_ms=document["clockMs"],
                 transitions=document["transitions"],
                 seen={source: number for source, number in document["seen"]},
@@ -168,6 +184,7 @@ def advance(state: RolloutState, observation: Observation, now_ms: int) -> Answe
         clock_ms=now_ms,
         watched_ms=state.watched_ms + (0 if stands else passed),
         seen=_heard(state.seen, observation),
+        obstacles=observation.obstacles,
     )
     for signal in Signal:
         change = _CHANGES.get((state.phase, signal))
@@ -256,6 +273,7 @@ def _judged(state: RolloutState, observation: Observation) -> Answer:
         state = replace(
             state,
             requests=state.requests + canary.requests,
+            observed=_observed(state, canary, stable),
             judge=state.judge.after(canary, stable, alone=state.percent >= 100),
         )
     if state.judge.worse:
@@ -294,7 +312,8 @@ def _judged(state: RolloutState, observation: Observation) -> Answer:
             Outcome.ROLLED_BACK,
             (late, *open_points, verdict),
         )
-    if not state.requests or state.judge.doubtful or state.judge.excused:
+    judge, blind = state.judge, _unobserved(state)
+    if not state.requests or judge.doubtful or judge.excused or blind:
         return _held(state, observation, (late, *open_points))
     return _next(state, observation, (late, *open_points, "The configuration says to go on."))
 
@@ -320,6 +339,44 @@ def _waits_for(state: RolloutState) -> tuple[str, ...]:
     if judge.excused:
         names = ", ".join(judge.excused)
         found.append(f"Stable breaks {names} as well, so the canary is not to blame: holding.")
+    return (*found, *_unobserved(state))
+
+
+def _needed(config: CanaryConfig) -> dict[str, int]:
+    """Observations of each variant that a step needs, by source."""
+    analysis = config.analysis
+    needed = {metric.name: metric.min_samples for metric in analysis.metrics}
+    if analysis.outputs is not None:
+        needed[_OUTPUTS] = analysis.outputs.min_samples
+    return needed
+
+
+def _observed(state: RolloutState, canary: Delta, stable: Delta) -> dict[str, tuple[int, int]]:
+    """What the step has seen of each source, with these."""
+    found = {}
+    for name in _needed(state.config):
+        pair = state.observed.get(name, (0, 0))
+        if name == _OUTPUTS:
+            here, there = sum(canary.outputs.values()), sum(stable.outputs.values())
+        else:
+            here, there = (d.owner[name].n if name in d.owner else 0 for d in (canary, stable))
+        found[name] = (pair[0] + here, pair[1] + there)
+    return found
+
+
+def _unobserved(state: RolloutState) -> tuple[str, ...]:
+    """What was asked to be compared and is not observed enough; with all traffic nothing is."""
+    if state.percent >= 100:
+        return ()
+    found = list(state.obstacles)
+    for name, needed in _needed(state.config).items():
+        canary, stable = state.observed.get(name, (0, 0))
+        if min(canary, stable) < needed:
+            what = "the outputs" if name == _OUTPUTS else f"the metric {name!r}"
+            found.append(
+                f"Of {what}, this step has {canary} observations of the canary and {stable} of "
+                f"stable; {needed} of each are needed."
+            )
     return tuple(found)
 
 
@@ -351,6 +408,7 @@ def _move(
         step=state.step + (outcome is Outcome.ADVANCED),
         watched_ms=0,
         requests=0,
+        observed={},
         transitions=state.transitions + 1,
         judge=state.judge.reopened(),
     )

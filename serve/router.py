@@ -42,6 +42,8 @@ from time import perf_counter
 from serve.access_log import AccessLog
 from serve.answer import Answer, OverloadedError, failed, overloaded, refused, timed_out
 from serve.delta import ErrorClass
+from serve.observer import Observer
+from serve.observing import Observed
 from serve.plan import Plan, Report, VariantPlan
 from serve.routing import Lanes, Route, Routing
 from serve.shapes import ShapeMemory
@@ -89,6 +91,7 @@ class Router:
         source: This gateway's name in reports; unique for each start of its process.
         lanes: Finds the variants' replicas.
         log: Gets a line for each request.
+        observer: Observes answers for a rollout; None: nobody does.
         shadow: What copies may take.
         warm_s: How long a plan waits for lanes of variants that it brings.
     """
@@ -99,12 +102,14 @@ class Router:
         lanes: Lanes,
         *,
         log: AccessLog | None = None,
+        observer: Observer | None = None,
         shadow: ShadowLimits | None = None,
         warm_s: float = 2.0,
     ) -> None:
         self.source = source
         self._lanes = lanes
         self._log = log
+        self.observer = observer
         self._shadow = shadow or ShadowLimits()
         self._warm_s = warm_s
         self._routing: Routing | None = None
@@ -179,6 +184,8 @@ class Router:
                     for side in (before, routing):
                         if name in side.routes:
                             side.routes[name].tally.take()
+        if self.observer is not None:
+            self.observer.follow(routing.plan.observing)
         self._lanes.keep_only({variant.application for variant in routing.plan.variants})
 
     def _tally_of(self, plan: VariantPlan) -> Tally:
@@ -199,9 +206,12 @@ class Router:
         lanes = {name: route.variant.pool.lanes for name, route in routes.items()}
         if self._unanswered is None:
             taken = {name: route.tally.take() for name, route in routes.items()}
-            deltas = {name: delta for name, delta in taken.items() if delta.requests}
+            observed = Observed()
+            if self.observer is not None:
+                taken, observed = self.observer.fill(taken), self.observer.observed()
+            deltas = {name: delta for name, delta in taken.items() if delta}
             self._sequence += 1
-            self._unanswered = Report(self.source, self._sequence, deltas, lanes)
+            self._unanswered = Report(self.source, self._sequence, deltas, lanes, observed)
         else:
             self._unanswered = replace(self._unanswered, lanes=lanes)
         return self._unanswered
@@ -217,6 +227,8 @@ class Router:
             self._switching.cancel()
         for task in list(self._copies):
             task.cancel()
+        if self.observer is not None:
+            self.observer.close()
         await self._lanes.close()
 
     # -- requests
@@ -252,6 +264,9 @@ class Router:
         else:
             error, answer = await self._settle(routing, first, content_type, body)
             route.tally.add(error, first.ms, judged=judged)
+        observer = self.observer
+        if observer is not None and observer.on and judged and error is None:
+            observer.saw(route.variant.plan, content_type, body, first.answer, first.ms)
         if routing.shadows:
             self._copy(routing, content_type, body, answer)
         if self._log is not None:

@@ -18,6 +18,7 @@ from rich.text import Text
 from governance.deployment_control import StoredDecision
 from governance.deployment_records import DeploymentRecord, DeploymentStatus, time_text
 from serve.course import Course
+from serve.evidence import CanaryTestKind
 from serve.records import Phase
 from serve.rollout import RolloutState, why
 
@@ -116,8 +117,12 @@ def explain(record: DeploymentRecord, decisions: Sequence[StoredDecision]) -> li
         waits = "waits for a controller" if record.canary else "has had no rollout yet"
         return [*lines, f"The route {record.route!r} {waits}."]
     lines += why(rollout)
-    if paused := course_of(record).paused:
+    course = course_of(record)
+    lines += _answers(rollout, course)
+    if paused := course.paused:
         lines.append(f"It was paused by {paused}")
+    ours = [notice for notice in course.notices if notice.id.startswith(f"{rollout.id}/metric/")]
+    lines += [f"Noticed {time_text(notice.at_ms)}: {notice.text}" for notice in ours]
     past = [decision for decision in decisions if decision.rollout_id == rollout.id]
     if past:
         lines.append("Decisions:")
@@ -129,6 +134,19 @@ def explain(record: DeploymentRecord, decisions: Sequence[StoredDecision]) -> li
             f"({said['percent']} %): {words}"
         )
     return lines
+
+
+def _answers(rollout: RolloutState, course: Course) -> list[str]:
+    """Where the canary's answers lie, beside stable's."""
+    if course.bins is None or course.bins.rollout != rollout.id:
+        return []
+    counts = next(
+        evidence.buckets
+        for test, evidence in zip(rollout.judge.tests, rollout.judge.evidence, strict=True)
+        if test.kind is CanaryTestKind.OUTPUTS
+    )
+    said = course.bins.compared(*counts)
+    return [said] if said else []
 
 
 def explained(record: DeploymentRecord, decisions: Sequence[StoredDecision]) -> dict[str, Any]:
