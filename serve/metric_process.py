@@ -294,4 +294,4 @@ def _has_number(stream: Any) -> bool:
 def _environment() -> dict[str, str]:
     """Ours, with the modules that we can import, and without what is the gateway's own business."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith(_HIDDEN)}
-    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}

@@ -209,6 +209,7 @@ class _Worker:
             for (number, variant), calls in found.items()
         ]
         metrics = [{"trouble": m.trouble, "first": m.first} for m in self._metrics]
+        self._named = (-1, 0.0)
         send(self._channel, b"r", json.dumps({"sums": sums, "metrics": metrics}).encode())
 
 

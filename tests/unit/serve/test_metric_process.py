@@ -1,4 +1,4 @@
-"""Metrics in a process of their own: sums, errors, hangs, deaths, a full backlog, who is allowed."""
+"""Metrics in a process of their own: sums, errors, hangs, deaths, a full backlog, permission."""
 
 from __future__ import annotations
 
