@@ -209,7 +209,7 @@ class OwnerMetric(_Part):
         range: For ``mean``: smallest and largest value; what lies beyond counts as the end.
         quantile: For ``quantile``: which, between 0 and 1.
         margin: As for errors, in the unit of ``tolerance``; not for ``quantile``.
-        min_samples: Observations of each variant without which no step is passed.
+        min_samples: Observations of each variant without which no step is passed; None: 20.
         weight: As for errors.
     """
 
@@ -223,7 +223,7 @@ class OwnerMetric(_Part):
     quantile: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
     margin: Annotated[FiniteFloat, Field(gt=0)] | None = None
     every_seconds: Annotated[FiniteFloat, Field(ge=1, le=3600)] = 15.0
-    min_samples: MinSamples = 20
+    min_samples: MinSamples | None = None
     weight: Weight = 1.0
 
     @model_validator(mode="after")
@@ -269,13 +269,13 @@ class OutputAnalysis(_Part):
     Attributes:
         tolerance: Which part of the answers may lie in other bins than stable's (total variation).
         bins: Number of bins for numeric answers; classes are their own bins.
-        min_samples: Answers of each variant without which no step is passed.
+        min_samples: Answers of each variant without which no step is passed; None: 20.
         weight: As for errors.
     """
 
     tolerance: Fraction = 0.1
     bins: Annotated[int, Field(ge=2, le=100)] = 10
-    min_samples: MinSamples = 20
+    min_samples: MinSamples | None = None
     weight: Weight = 1.0
 
 

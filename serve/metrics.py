@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 from serve.delta import ErrorClass, first_bucket_from
+from serve.observer import Observer
 from serve.plan import About
 from serve.records import Phase
-from serve.observer import Observer
 from serve.router import Router
 from serve.routing import Route
 from serve.tally import Tally

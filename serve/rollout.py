@@ -348,7 +348,7 @@ def _needed(config: CanaryConfig) -> dict[str, int]:
     needed = {metric.name: metric.min_samples for metric in analysis.metrics}
     if analysis.outputs is not None:
         needed[_OUTPUTS] = analysis.outputs.min_samples
-    return needed
+    return {name: count for name, count in needed.items() if count is not None}
 
 
 def _observed(state: RolloutState, canary: Delta, stable: Delta) -> dict[str, tuple[int, int]]:

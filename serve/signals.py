@@ -25,6 +25,7 @@ _SIGNALS = {
     SignalKind.ROLLBACK: Signal.ROLLBACK,
     SignalKind.QUARANTINE: Signal.QUARANTINE,
 }
+_NEEDED = 20
 
 
 def begun(
@@ -32,7 +33,8 @@ def begun(
 ) -> RolloutState | tuple[RolloutState, RolloutDecision]:
     """A rollout's first state; one that ended at once where its configuration cannot be read."""
     try:
-        return RolloutState.start(rollout_id, CanaryConfig.model_validate_json(config))
+        found = _with_needed_samples(CanaryConfig.model_validate_json(config))
+        return RolloutState.start(rollout_id, found)
     except ValidationError as error:
         words = f"The canary's configuration cannot be read: {error.errors()[0]['msg']}."
     ended = RolloutDecision(Outcome.ABORTED, Phase.ABORTED, 0, "0", now_ms, "config", (words,))
@@ -61,3 +63,20 @@ def heard(
         words = f"{record.uri_of(record.stable)} was quarantined by {said}"
         return replace(course, closed=course.closed or words), None
     return course, None
+
+
+def _with_needed_samples(config: CanaryConfig) -> CanaryConfig:
+    """With the number of observations that each of the owner's metrics, and the outputs, need.
+
+    For a rollout that begins. One that began before this was asked goes on without.
+    """
+    analysis, needed = config.analysis, {"min_samples": _NEEDED}
+    metrics = tuple(
+        metric.model_copy(update=needed if metric.min_samples is None else {})
+        for metric in analysis.metrics
+    )
+    outputs = analysis.outputs
+    if outputs is not None and outputs.min_samples is None:
+        outputs = outputs.model_copy(update=needed)
+    parts = {"metrics": metrics, "outputs": outputs}
+    return config.model_copy(update={"analysis": analysis.model_copy(update=parts)})
