@@ -16,6 +16,7 @@ slowly ends in 408. Slow *headers* are the listener's affair: ASGI never sees th
 
 Each request has an id and a trace: ``x-request-id`` and ``traceparent`` are taken from the client
 if they are well-formed, else made; both are handed to ``submit`` among the headers and sent back.
+Of a request that is sampled ``traceparent`` names the span ``gateway`` (``serve.spans``).
 
 Example::
 
@@ -33,7 +34,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
 from serve.answer import (
@@ -46,6 +47,10 @@ from serve.answer import (
     refused,
     timed_out,
 )
+
+if TYPE_CHECKING:
+    from serve.spans import Sampled
+    from serve.tracing import Tracing
 
 __all__ = ["AppLimits", "ScoringApp", "Submit", "Told"]
 
@@ -117,6 +122,7 @@ class ScoringApp:
         metrics: Gives the content type and body of ``/metrics``.
         limits: What clients may ask.
         make_id: Gives ``2 * n`` random lower-case hexadecimal digits for ``n``.
+        tracing: Makes spans of sampled requests; None: of none.
     """
 
     def __init__(
@@ -128,6 +134,7 @@ class ScoringApp:
         metrics: Callable[[], tuple[str, bytes]] | None = None,
         limits: AppLimits | None = None,
         make_id: Callable[[int], str] = secrets.token_hex,
+        tracing: Tracing | None = None,
     ) -> None:
         self._submit = submit
         self._version = version
@@ -135,6 +142,7 @@ class ScoringApp:
         self._metrics = metrics
         self._limits = limits or AppLimits()
         self._make_id = make_id
+        self._tracing = tracing
         self._held = 0
 
     @property
@@ -153,14 +161,20 @@ class ScoringApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
-        identifiers = self._identify(headers)
-        if scope["path"] == "/invocations" and scope["method"] == "POST":
-            answer = await self._invocation(headers, receive)
-            if answer is None:
-                return
-        else:
-            answer = self._other(scope, headers)
-        await _respond(send, answer, identifiers)
+        invokes = scope["path"] == "/invocations" and scope["method"] == "POST"
+        here = self._sampled(headers) if invokes else None
+        identifiers = self._identify(headers, here)
+        answer: Answer | None = None
+        try:
+            if invokes:
+                answer = await self._invocation(headers, receive)
+            else:
+                answer = self._other(scope, headers)
+        finally:
+            if here is not None:
+                here.answered(answer)
+        if answer is not None:
+            await _respond(send, answer, identifiers)
 
     async def invoke(self, body: bytes, headers: dict[str, str]) -> Told:
         """The answer to an invocation that somebody read whole (``serve.listener``). Never raises.
@@ -169,15 +183,21 @@ class ScoringApp:
             body: The request's.
             headers: The request's, by lower-case name; its identifiers are put into them.
         """
-        identifiers = self._identify(headers)
+        here = self._sampled(headers)
+        identifiers = self._identify(headers, here)
         share = len(body)
         self._held += share
+        answer: Answer | None = None
         try:
             if self._held > self._limits.total_bytes:
-                return _too_full(), identifiers
-            return await self._ask(body, headers), identifiers
+                answer = _too_full()
+            else:
+                answer = await self._ask(body, headers)
+            return answer, identifiers
         finally:
             self._held -= share
+            if here is not None:
+                here.answered(answer)
 
     def too_slow(self, headers: dict[str, str]) -> Told:
         """The answer to a request whose body did not come in time."""
@@ -188,7 +208,18 @@ class ScoringApp:
         """What clients may ask."""
         return self._limits
 
-    def _identify(self, headers: dict[str, str]) -> tuple[Header, Header]:
+    def _sampled(self, headers: dict[str, str]) -> Sampled | None:
+        """The span of an invocation, current from now on; None: it is not sampled."""
+        tracing = self._tracing
+        if tracing is None or not tracing.wanted(headers):
+            return None
+        here = tracing.begin("gateway", headers)
+        here.enter()
+        return here
+
+    def _identify(
+        self, headers: dict[str, str], here: Sampled | None = None
+    ) -> tuple[Header, Header]:
         """Put request id and trace into ``headers``; the same for the answer."""
         random = self._make_id(40)
         request_id = headers.get("x-request-id", "")
@@ -199,7 +230,11 @@ class ScoringApp:
         if known is None:
             headers.pop("tracestate", None)
         trace, flags = known.groups() if known else (random[32:64], "00")
-        traceparent = headers["traceparent"] = f"00-{trace}-{random[64:]}-{flags}"
+        traceparent = f"00-{trace}-{random[64:]}-{flags}"
+        if here is not None:
+            traceparent = here.traceparent
+            here.note(request_id=request_id)
+        headers["traceparent"] = traceparent
         return (
             (b"x-request-id", request_id.encode("ascii")),
             (b"traceparent", traceparent.encode("ascii")),

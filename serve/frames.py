@@ -6,11 +6,13 @@ little-endian::
     frame    = u32 length of what follows, u32 n, n × item
     request  = u8 0, u32 length, rows (the array's own bytes, C order, dtype and shape as agreed)
              | u8 1, u32 length, u16 length of content type + 1 (0: none), content type, body
+             | u8 2, u32 length, u16 length of traceparent, traceparent, tracestate,
+               and then one of the above: a request that is traced
     answer   = u16 status, u16 length, content type, u32 length, body
 
 Rows are sent where the listener could decode the request; anything else goes as it came, for
-MLflow's own code. Identity headers are not repeated in each answer: the listener knows whom it
-asks.
+MLflow's own code. Traces go only to replicas whose greeting says that they take them. Identity
+headers are not repeated in each answer: the listener knows whom it asks.
 
 Example::
 
@@ -32,6 +34,7 @@ from serve.decode import Array, Layout
 __all__ = [
     "FrameError",
     "Raw",
+    "Traced",
     "pack_answers",
     "pack_requests",
     "unpack_answers",
@@ -42,7 +45,7 @@ _U32 = struct.Struct("<I")
 _ITEM = struct.Struct("<BI")
 _U16 = struct.Struct("<H")
 _ANSWER = struct.Struct("<HH")
-_ROWS, _RAW = 0, 1
+_ROWS, _RAW, _TRACED = 0, 1, 2
 
 
 class FrameError(ValueError):
@@ -57,15 +60,38 @@ class Raw:
     body: bytes
 
 
+@dataclass(slots=True)
+class Traced:
+    """A request whose spans go on in the replica.
+
+    Attributes:
+        item: The request.
+        traceparent: The span that it was sent from.
+        tracestate: What others wrote into its trace.
+        together: Requests in its batch, once it was sent.
+    """
+
+    item: Array | Raw
+    traceparent: str
+    tracestate: str = ""
+    together: int = 0
+
+
 def _frame(parts: list[bytes], count: int) -> bytes:
     body = b"".join(parts)
     return b"".join((_U32.pack(len(body) + 4), _U32.pack(count), body))
 
 
-def pack_requests(items: Sequence[Array | Raw]) -> bytes:
-    """The frame of a batch of requests, its length in front."""
+def pack_requests(items: Sequence[Array | Raw | Traced]) -> bytes:
+    """The frame of a batch of requests, its length in front; those traced learn of its size."""
     parts: list[bytes] = []
     for item in items:
+        if isinstance(item, Traced):
+            item.together = len(items)
+            above = item.traceparent.encode("latin-1")
+            part = _U16.pack(len(above)) + above + item.tracestate.encode("latin-1")
+            parts += (_ITEM.pack(_TRACED, len(part)), part)
+            item = item.item
         if isinstance(item, Raw):
             kind = None if item.content_type is None else item.content_type.encode("latin-1")
             head = _U16.pack(0) if kind is None else _U16.pack(len(kind) + 1) + kind
@@ -76,35 +102,54 @@ def pack_requests(items: Sequence[Array | Raw]) -> bytes:
     return _frame(parts, len(items))
 
 
-def unpack_requests(frame: memoryview, layout: Layout | None) -> list[Array | Raw]:
+def unpack_requests(frame: memoryview, layout: Layout | None) -> list[Array | Raw | Traced]:
     """The requests of a frame, given without its length.
 
     Raises:
         FrameError: malformed, or rows that the layout has no place for.
     """
-    items: list[Array | Raw] = []
+    items: list[Array | Raw | Traced] = []
     dtype = np.dtype(layout.dtype) if layout else None
     try:
         (count,) = _U32.unpack_from(frame)
         at = 4
         for _ in range(count):
-            kind, length = _ITEM.unpack_from(frame, at)
-            at += _ITEM.size
-            part = frame[at : at + length]
-            if len(part) != length:
-                raise FrameError("a request is cut off")
-            at += length
+            kind, part, at = _part(frame, at)
+            above = None
+            if kind == _TRACED:
+                above = part
+                kind, part, at = _part(frame, at)
+            item: Array | Raw
             if kind == _RAW:
-                items.append(_unpack_raw(part))
+                item = _unpack_raw(part)
             elif kind == _ROWS and layout is not None and dtype is not None:
-                items.append(np.frombuffer(part, dtype).reshape(-1, *layout.shape))
+                item = np.frombuffer(part, dtype).reshape(-1, *layout.shape)
             else:
                 raise FrameError(f"a request of kind {kind} has no place here")
+            items.append(item if above is None else _unpack_traced(above, item))
     except (struct.error, ValueError) as error:
         raise FrameError(str(error)) from error
     if at != len(frame):
         raise FrameError("a frame has more in it than its requests")
     return items
+
+
+def _part(frame: memoryview, at: int) -> tuple[int, memoryview, int]:
+    """A kind, what follows it, and where the next one is."""
+    kind, length = _ITEM.unpack_from(frame, at)
+    at += _ITEM.size
+    part = frame[at : at + length]
+    if len(part) != length:
+        raise FrameError("a request is cut off")
+    return kind, part, at + length
+
+
+def _unpack_traced(part: memoryview, item: Array | Raw) -> Traced:
+    (length,) = _U16.unpack_from(part)
+    if 2 + length > len(part):
+        raise FrameError("a trace is cut off")
+    text = bytes(part[2:]).decode("latin-1")
+    return Traced(item, text[:length], text[length:])
 
 
 def _unpack_raw(part: memoryview) -> Raw:

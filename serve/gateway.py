@@ -44,6 +44,7 @@ from serve.replica import DEPLOYMENT
 from serve.router import Router
 from serve.routing import Lanes
 from serve.socket_lane import Hello, LaneLostError, private_folder
+from serve.tracing import Tracing
 
 __all__ = [
     "ActorController",
@@ -142,6 +143,7 @@ class Listener:
         controller: Whoever decides.
         remote: Finds lanes to replicas without a socket here.
         version: MLflow's.
+        tracing: Makes spans of sampled requests; None: of none.
     """
 
     def __init__(
@@ -150,8 +152,10 @@ class Listener:
         controller: ControllerPort,
         remote: Callable[[str], RemoteLane] | None = None,
         version: str = "",
+        tracing: Tracing | None = None,
     ) -> None:
         self.source = f"gateway-{uuid4().hex[:12]}"
+        self._tracing = tracing
         self._spec = spec
         self._controller = controller
         self._remote = remote
@@ -197,6 +201,8 @@ class Listener:
             self._serving.join(timeout_s)
         if self._log is not None:
             self._log.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
     # -- the listener's thread
 
@@ -223,9 +229,10 @@ class Listener:
             self._submit,
             version=self._version,
             healthy=lambda: self._router.healthy and not self._draining,
-            metrics=lambda: (CONTENT_TYPE, exposition(self._router, self._app.held_bytes)),
+            metrics=lambda: (CONTENT_TYPE, self._exposition()),
             limits=spec.limits,
             make_id=_make_id,
+            tracing=self._tracing,
         )
         protocol = DirectProtocol.of(self._app, header_s=spec.header_s)
         self._server = uvicorn.Server(
@@ -257,6 +264,10 @@ class Listener:
             if self._server.started and not self._started.done():
                 self._started.set_result(None)
             await asyncio.sleep(_HEARTBEAT_S if self._started.done() else 0.01)
+
+    def _exposition(self) -> bytes:
+        spans = None if self._tracing is None else self._tracing.counts
+        return exposition(self._router, self._app.held_bytes, spans)
 
     async def _submit(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         answer = await self._router.submit(body, headers)
@@ -360,7 +371,8 @@ class Gateway:
         from mlflow.version import VERSION
 
         controller = ActorController(spec.controller, spec.namespace)
-        self._listener = Listener(spec, controller, remote_lane, VERSION)
+        tracing = Tracing.from_environment("chancery-gateway", os.environ)
+        self._listener = Listener(spec, controller, remote_lane, VERSION, tracing)
         self._listener.start()
         settle_memory()
 

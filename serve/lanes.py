@@ -32,7 +32,7 @@ from time import monotonic
 from serve.answer import Answer, Header
 from serve.batching import Batcher, BatchLimits
 from serve.decode import Array, Decoder
-from serve.frames import Raw
+from serve.frames import Raw, Traced
 from serve.socket_lane import (
     DECODED_BY_LISTENER,
     UNANSWERED,
@@ -40,10 +40,11 @@ from serve.socket_lane import (
     LaneLostError,
     SocketLane,
 )
+from serve.spans import CURRENT, Sampled
 
 __all__ = ["Carrier", "LanePool", "RemoteLane", "socket_folder"]
 
-Carrier = Callable[[list[Array | Raw]], Awaitable[Sequence[Answer]]]
+Carrier = Callable[[list[Array | Raw | Traced]], Awaitable[Sequence[Answer]]]
 """Carries a batch to a model; raises `LaneLostError` when it cannot."""
 
 RemoteLane = Callable[[], Awaitable[tuple[Carrier, Hello]]]
@@ -74,7 +75,7 @@ class _Lane:
         self.hello = hello
         self.headers = hello.identity.headers()
         self.decoder = Decoder(hello.layout)
-        self.batcher: Batcher[Array | Raw, Answer] = Batcher(carrier, limits, _weight)
+        self.batcher: Batcher[Array | Raw | Traced, Answer] = Batcher(carrier, limits, _weight)
         self.asked = 0
 
     @property
@@ -82,7 +83,9 @@ class _Lane:
         return isinstance(self.carrier, SocketLane) and self.carrier.lost
 
 
-def _weight(item: Array | Raw) -> int:
+def _weight(item: Array | Raw | Traced) -> int:
+    if isinstance(item, Traced):
+        item = item.item
     return len(item.body) if isinstance(item, Raw) else item.nbytes
 
 
@@ -213,14 +216,16 @@ class LanePool:
             rows = None
             if len(body) <= DECODED_BY_LISTENER:
                 rows = lane.decoder.decode(content_type, body)
+            here = CURRENT.get()
+            send = lane.batcher.submit if here is None else partial(_send_traced, lane, here)
             if rows is None:
-                answer = await lane.batcher.submit(Raw(content_type, body), timeout_s)
+                answer = await send(Raw(content_type, body), timeout_s)
                 count = 0
             else:
-                answer = await lane.batcher.submit(rows, timeout_s)
+                answer = await send(rows, timeout_s)
                 count = len(rows)
                 if answer.status == UNANSWERED:
-                    answer = await lane.batcher.submit(Raw(content_type, body), timeout_s)
+                    answer = await send(Raw(content_type, body), timeout_s)
         finally:
             lane.asked -= 1
         self.carried += 1
@@ -310,6 +315,19 @@ class LanePool:
         if not self._order:
             self._found.clear()
         self._look.set()
+
+
+async def _send_traced(lane: _Lane, here: Sampled, item: Array | Raw, timeout_s: float) -> Answer:
+    """Through the lane, with the span that it is sent from."""
+    socket = isinstance(lane.carrier, SocketLane)
+    here.note(lane="socket" if socket else "handle", replica_pid=lane.hello.pid if socket else None)
+    if not lane.hello.traces:
+        return await lane.batcher.submit(item, timeout_s)
+    told = Traced(item, here.traceparent, here.tracestate)
+    try:
+        return await lane.batcher.submit(told, timeout_s)
+    finally:
+        here.batch_size = told.together
 
 
 async def _connect(path: Path) -> tuple[Carrier, Hello]:

@@ -25,6 +25,7 @@ from serve.records import Phase
 from serve.router import Router
 from serve.routing import Route
 from serve.tally import Tally
+from serve.tracing import SpanCounts
 
 __all__ = ["CONTENT_TYPE", "exposition"]
 
@@ -34,12 +35,13 @@ _BOUNDS_MS = (1, 2.5, 5, 10, 25, 50, 100, 250, 1000, 5000)
 _EDGES = tuple(first_bucket_from(bound) for bound in _BOUNDS_MS)
 
 
-def exposition(router: Router, held_bytes: int = 0) -> bytes:
+def exposition(router: Router, held_bytes: int = 0, spans: SpanCounts | None = None) -> bytes:
     """All metrics of a gateway.
 
     Args:
         router: Its router.
         held_bytes: Size of all bodies that are being read or answered.
+        spans: What became of its spans; None: nothing is traced.
     """
     routing = router.routing
     about = routing.plan.about if routing else About()
@@ -58,6 +60,8 @@ def exposition(router: Router, held_bytes: int = 0) -> bytes:
     weights = dict(routing.plan.weights) if routing else {}
     lines += _of_variants(gateway, routes, weights)
     lines += _of_rollout(gateway, about)
+    if spans is not None:
+        lines += _of_spans(gateway, spans)
     closed = routing is not None and bool(routing.plan.closed)
     if router.observer is not None:
         lines += _of_observer(gateway, router.observer)
@@ -70,6 +74,13 @@ def exposition(router: Router, held_bytes: int = 0) -> bytes:
     for name, kind, text, value in single:
         lines += _family(name, kind, text, [_sample(name, gateway, value)])
     return ("\n".join(lines) + "\n").encode()
+
+
+def _of_spans(gateway: Mapping[str, str], spans: SpanCounts) -> list[str]:
+    name = "chancery_spans_total"
+    counts = {"sent": spans.sent, "failed": spans.failed, "dropped": spans.dropped}
+    samples = [_sample(name, {**gateway, "outcome": key}, n) for key, n in counts.items()]
+    return _family(name, "counter", "Spans of traced requests by what became of them.", samples)
 
 
 def _of_rollout(gateway: Mapping[str, str], about: About) -> list[str]:

@@ -33,6 +33,7 @@ from serve.lanes import socket_folder
 from serve.pauses import settle_memory
 from serve.scoring import Identity, Scorer
 from serve.socket_lane import Hello, SocketModel, private_folder
+from serve.tracing import Tracing
 
 __all__ = ["DEPLOYMENT", "ModelReplica", "ModelSpec", "model_application", "refusal_in"]
 
@@ -119,9 +120,11 @@ class ModelThread:
     Args:
         path: Of its socket.
         scorer: Asked in that thread only.
+        tracing: Makes spans of what is traced; None: of nothing.
     """
 
-    def __init__(self, path: Path, scorer: Scorer) -> None:
+    def __init__(self, path: Path, scorer: Scorer, tracing: Tracing | None = None) -> None:
+        self._tracing = tracing
         self._path = path
         self._scorer = scorer
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -170,6 +173,8 @@ class ModelThread:
         if self._loop is not None and self._ended is not None and self.alive:
             self._loop.call_soon_threadsafe(self._ended.set)
             self._thread.join(timeout_s)
+        if self._tracing is not None:
+            self._tracing.close()
 
     def _run(self) -> None:
         import uvloop
@@ -184,7 +189,7 @@ class ModelThread:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        self._model = await SocketModel.start(self._path, self._scorer)
+        self._model = await SocketModel.start(self._path, self._scorer, self._tracing)
         self._started.set_result(None)
         await self._ended.wait()
         await self._model.close()
@@ -208,8 +213,9 @@ class ModelReplica:
         scorer = _load(spec)
         if spec.probe:
             scorer.prepare()
-        self._hello = Hello.of(scorer).to_json()
-        self._thread = ModelThread(folder / f"{uuid4().hex[:12]}.sock", scorer)
+        tracing = Tracing.from_environment("chancery-replica", os.environ)
+        self._hello = Hello.of(scorer, traces=tracing is not None).to_json()
+        self._thread = ModelThread(folder / f"{uuid4().hex[:12]}.sock", scorer, tracing)
         settle_memory()
         self._thread.start()
 

@@ -35,9 +35,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 from serve.access_log import AccessLog
 from serve.answer import Answer, OverloadedError, failed, overloaded, refused, timed_out
@@ -48,6 +49,7 @@ from serve.plan import Plan, Report, VariantPlan
 from serve.routing import Lanes, Route, Routing
 from serve.shapes import ShapeMemory
 from serve.socket_lane import LaneLostError
+from serve.spans import CURRENT, Sampled
 from serve.split import AssignmentReason
 from serve.tally import Tally
 
@@ -271,6 +273,11 @@ class Router:
             self._copy(routing, content_type, body, answer)
         if self._log is not None:
             self._log.add(answer, headers, assignment, first.ms, error)
+        here = CURRENT.get()
+        if here is not None:
+            here.note(assigned=assignment.variant, reason=assignment.reason.value)
+            here.note_plan(routing.plan)
+            here.note_answer(answer, None if error is None else error.value)
         return answer
 
     async def _settle(
@@ -337,7 +344,7 @@ class Router:
         self, route: Route, content_type: str | None, body: bytes, answer: Answer
     ) -> None:
         try:
-            found = await _ask(route, content_type, body)
+            found = await _ask_copy(route, content_type, body)
         finally:
             self._copied_bytes -= len(body)
         error = found.error
@@ -351,8 +358,41 @@ class Router:
         route.tally.add(error, found.ms)
 
 
-async def _ask(route: Route, content_type: str | None, body: bytes) -> _Outcome:
+def _ask(route: Route, content_type: str | None, body: bytes) -> Coroutine[Any, Any, _Outcome]:
     """Ask a variant; whatever goes wrong is an answer too."""
+    above = CURRENT.get()
+    if above is None:
+        return _asked(route, content_type, body)
+    return _ask_traced(above, route, content_type, body)
+
+
+async def _ask_traced(
+    above: Sampled, route: Route, content_type: str | None, body: bytes
+) -> _Outcome:
+    here = above.child(f"ask {route.variant.name}")
+    with here.current():
+        here.note_variant(route.variant.plan)
+        found = await _asked(route, content_type, body)
+        here.note(rows=found.rows or None, batch_size=here.batch_size or None)
+        above.note(batch_size=here.batch_size or None)
+        here.note_answer(found.answer, None if found.error is None else found.error.value)
+    return found
+
+
+async def _ask_copy(route: Route, content_type: str | None, body: bytes) -> _Outcome:
+    """Ask a shadow: no part of the request's time, so its spans are a trace of their own."""
+    request = CURRENT.get()
+    if request is None:
+        return await _asked(route, content_type, body)
+    here = request.linked("shadow")
+    with here.current():
+        here.note(shadow=route.variant.name)
+        found = await _ask(route, content_type, body)
+        here.note_answer(found.answer, None if found.error is None else found.error.value)
+    return found
+
+
+async def _asked(route: Route, content_type: str | None, body: bytes) -> _Outcome:
     begun = perf_counter()
     rows = 0
     error: ErrorClass | None

@@ -25,7 +25,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -83,14 +83,15 @@ class Scorer:
 
     Args:
         model: ``mlflow.pyfunc.PyFuncModel``.
-        identity: Named in each answer's headers.
+        identity: Named in each answer's headers; the run is the model's own where it names none.
     """
 
     def __init__(self, model: Any, identity: Identity | None = None) -> None:
         from serve.independence import Dependent
 
         self.model = model
-        self.identity = identity or Identity(run_id=model.metadata.run_id or "")
+        known = identity or Identity()
+        self.identity = replace(known, run_id=known.run_id or model.metadata.run_id or "")
         self.headers = self.identity.headers()
         self.layout = layout_of(model.metadata)
         self.decoder = Decoder(self.layout)

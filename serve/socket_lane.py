@@ -26,6 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from governance.errors import GovernanceError
 from serve.answer import Answer
@@ -33,6 +34,7 @@ from serve.decode import Array, Layout
 from serve.frames import (
     FrameError,
     Raw,
+    Traced,
     pack_answers,
     pack_requests,
     unpack_answers,
@@ -40,6 +42,9 @@ from serve.frames import (
 )
 from serve.scoring import Identity, Scorer
 from serve.stream import FrameProtocol
+
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
 
 __all__ = [
     "DECODED_BY_LISTENER",
@@ -75,16 +80,18 @@ class Hello:
         layout: What its rows look like; None when every request goes as it came.
         batchable: Whether rows of different requests may be predicted together.
         pid: Its process.
+        traces: Whether it takes traced requests (``serve.frames``).
     """
 
     identity: Identity
     layout: Layout | None
     batchable: bool
     pid: int
+    traces: bool = False
 
     @classmethod
-    def of(cls, scorer: Scorer) -> Hello:
-        return cls(scorer.identity, scorer.layout, scorer.batchable, os.getpid())
+    def of(cls, scorer: Scorer, *, traces: bool = False) -> Hello:
+        return cls(scorer.identity, scorer.layout, scorer.batchable, os.getpid(), traces)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -107,7 +114,13 @@ class Hello:
                     tuple(layout["shape"]),
                     layout["tensor"],
                 )
-            return cls(Identity(**found["identity"]), layout, found["batchable"], found["pid"])
+            return cls(
+                Identity(**found["identity"]),
+                layout,
+                found["batchable"],
+                found["pid"],
+                found.get("traces", False),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise FrameError(f"not a greeting: {error}") from error
 
@@ -128,7 +141,7 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def answer_frame(scorer: Scorer, frame: memoryview) -> bytes:
+def answer_frame(scorer: Scorer, frame: memoryview, tracing: Tracing | None = None) -> bytes:
     """The answers to a frame of requests, given without its length.
 
     What came whole only because it is large is decoded here, where no other client waits for it.
@@ -136,7 +149,19 @@ def answer_frame(scorer: Scorer, frame: memoryview) -> bytes:
     Raises:
         FrameError: malformed.
     """
-    items = unpack_requests(frame, scorer.layout)
+    found = unpack_requests(frame, scorer.layout)
+    items = [one.item if isinstance(one, Traced) else one for one in found]
+    if tracing is None or all(not isinstance(one, Traced) for one in found):
+        return pack_answers(_answers(scorer, items))
+    begun_ns = time.time_ns()
+    answers = _answers(scorer, items)
+    for one, answer in zip(found, answers, strict=True):
+        if isinstance(one, Traced):
+            _told(tracing, scorer, one, answer, len(found), begun_ns)
+    return pack_answers(answers)
+
+
+def _answers(scorer: Scorer, items: Sequence[Array | Raw]) -> list[Answer]:
     decoded = [_decoded(scorer, item) for item in items]
     bodies = iter(scorer.score([rows for rows in decoded if rows is not None]))
     answers = []
@@ -148,7 +173,31 @@ def answer_frame(scorer: Scorer, frame: memoryview) -> bytes:
             answers.append(scorer.answer_exactly(item.content_type, item.body))
         else:
             answers.append(Answer(UNANSWERED, b"", b""))
-    return pack_answers(answers)
+    return answers
+
+
+def _told(
+    tracing: Tracing, scorer: Scorer, asked: Traced, answer: Answer, together: int, begun_ns: int
+) -> None:
+    """The span of a request's prediction, which was the whole batch's."""
+    above = {"traceparent": asked.traceparent, "tracestate": asked.tracestate}
+    here = tracing.begin("predict", above, begun_ns)
+    identity = scorer.identity
+    here.note(
+        model=identity.model,
+        version=identity.version,
+        signer=identity.signer,
+        run_id=identity.run_id,
+        batch_size=together,
+        rows=None if isinstance(asked.item, Raw) else len(asked.item),
+        exactly=isinstance(asked.item, Raw),
+        pid=os.getpid(),
+    )
+    if answer.status == UNANSWERED:
+        here.note(error="the rows were not taken: the request is sent again as it came")
+    else:
+        here.note_status(answer.status)
+    here.span.end()
 
 
 def _decoded(scorer: Scorer, item: Array | Raw) -> Array | None:
@@ -165,27 +214,30 @@ class SocketModel:
     Args:
         path: Where it listens.
         scorer: Answers.
+        tracing: Makes spans of what is traced; None: of nothing.
     """
 
-    def __init__(self, path: Path, scorer: Scorer) -> None:
+    def __init__(self, path: Path, scorer: Scorer, tracing: Tracing | None = None) -> None:
         self.path = path
         self._scorer = scorer
+        self._tracing = tracing
         self._server: asyncio.Server | None = None
         self._busy_since: float | None = None
         self._connections: set[_ModelEnd] = set()
         self.batches = 0
 
     @classmethod
-    async def start(cls, path: Path, scorer: Scorer) -> SocketModel:
+    async def start(cls, path: Path, scorer: Scorer, tracing: Tracing | None = None) -> SocketModel:
         """Listen at ``path``; a socket that lies there from before is replaced.
 
         The socket appears under its name only when it listens: whoever finds it and is refused
         knows that its process is dead.
         """
-        model = cls(path, scorer)
+        model = cls(path, scorer, tracing)
         hidden = path.with_suffix(".new")
         hidden.unlink(missing_ok=True)
-        loop, greeting = asyncio.get_running_loop(), Hello.of(scorer).to_json()
+        greeting = Hello.of(scorer, traces=tracing is not None).to_json()
+        loop = asyncio.get_running_loop()
         model._server = await loop.create_unix_server(
             lambda: _ModelEnd(model, model._connections, greeting), str(hidden), backlog=64
         )
@@ -206,7 +258,7 @@ class SocketModel:
         """
         self._busy_since = time.monotonic()
         try:
-            return answer_frame(self._scorer, memoryview(frame))
+            return answer_frame(self._scorer, memoryview(frame), self._tracing)
         finally:
             self._busy_since = None
             self.batches += 1
@@ -298,7 +350,7 @@ class SocketLane(FrameProtocol):
         except (OSError, FrameError, TimeoutError) as error:
             raise LaneLostError(f"no model answers at {path}: {error!r}") from error
 
-    async def __call__(self, batch: list[Array | Raw]) -> Sequence[Answer]:
+    async def __call__(self, batch: list[Array | Raw | Traced]) -> Sequence[Answer]:
         """Answers to a batch.
 
         An answer of status 0 means: send this request again as it came.

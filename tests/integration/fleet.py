@@ -32,6 +32,7 @@ from serve.delta import Delta
 from serve.gateway import GatewaySpec, gateway_application
 from serve.plan import Plan, Report, VariantPlan
 from serve.replica import ModelSpec, model_application
+from tests.integration.collector import Collector
 
 NAMESPACE = "chancery-test"
 ROWS = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.5], "b": [2.0, 1.0, 0.5, 7.0]})
@@ -103,8 +104,9 @@ class Load:
 class Fleet:
     """Everything that serves, in one small cluster."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, collector: Collector) -> None:
         self.folder = folder
+        self.collector = collector
         self.port = free_port()
         self.sockets = str(folder / "s")
         self.mood_file = folder / "mood"
@@ -332,6 +334,8 @@ def running_fleet() -> Iterator[Fleet]:
         patch.setenv("CHANCERY_TEST_FLEET", made)
         root = str(Path(__file__).resolve().parents[2])
         patch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+        collector = Collector()
+        patch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.address)
         ray.init(
             num_cpus=8,
             include_dashboard=False,
@@ -342,7 +346,8 @@ def running_fleet() -> Iterator[Fleet]:
         )
         try:
             serve.start(proxy_location="Disabled")
-            yield Fleet(folder)
+            yield Fleet(folder, collector)
         finally:
             serve.shutdown()
             ray.shutdown()
+            collector.close()

@@ -307,3 +307,24 @@ def test_gateways_that_are_told_to_end_finish_what_they_have(cluster: Fleet) -> 
     assert set(load.statuses) == {200}
     assert load.lost > 0
     assert not cluster.pids("gateway")
+
+
+def test_a_sampled_request_is_traced_through_gateway_and_replica(fleet: Fleet) -> None:
+    trace, above = f"{0xFADE:032x}", f"{0xCAFE:016x}"
+    headers = {**HEADERS, "x-request-id": "r-17"}
+    status, _, answer = fleet.ask(headers={**headers, "traceparent": f"00-{trace}-{above}-01"})
+    assert status == 200
+    wait_for(lambda: len(fleet.collector.of(trace)) == 3)
+    spans = fleet.collector.of(trace)
+    assert {name: span.service for name, span in spans.items()} == {
+        "gateway": "chancery-gateway",
+        "ask stable": "chancery-gateway",
+        "predict": "chancery-replica",
+    }
+    gateway, ask, predict = spans["gateway"], spans["ask stable"], spans["predict"]
+    assert (gateway.above, ask.above, predict.above) == (above, gateway.id, ask.id)
+    assert answer["traceparent"] == f"00-{trace}-{gateway.id}-01"
+    assert gateway.attributes["chancery.request_id"] == "r-17"
+    assert gateway.attributes["chancery.signer"] == "alice"
+    assert predict.attributes["chancery.pid"] in fleet.pids("stable-3")
+    assert {span.trace for span in fleet.collector.spans} == {trace}, "others are not traced"
