@@ -34,11 +34,13 @@ PASSED_ON = (
     "CHANCERY_HOME", "CHANCERY_MODE", "CHANCERY_POLICY", "CHANCERY_LOG_KEY", "CHANCERY_WITNESS",
     "CHANCERY_KEY", "CHANCERY_ACTOR", "CHANCERY_STRICT", "CHANCERY_TRUST_ROOT",
     "CHANCERY_PROMETHEUS_URL",
+    "CHANCERY_TRACE_EXPERIMENT", "CHANCERY_TRACE_RATIO",
+    "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED",
+    "OTEL_SERVICE_NAME",
 )  # fmt: skip
 """Settings that actors need. They are names, paths and digests; a key is named by its place.
 
-Not among them, on purpose: which modules metrics may come from. That is code which gateways run, so
-each machine's own environment says so, not that of who deploys.
+OpenTelemetry's headers may hold a token: they are each node's own, and not passed on.
 """
 
 _CARRIED_BY_FILES_ONLY = ("sslpassword", "oauth_client_secret")

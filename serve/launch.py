@@ -16,6 +16,7 @@ from governance.deployment_records import DeploymentRecord
 from governance.errors import ConfigurationError, UnreachableError
 from governance.terminal import settings_of
 from serve.credentials import hide_in_arguments, passed_on, without_password
+from serve.tracing import TraceSettings
 
 __all__ = ["connect", "ensure_controller"]
 
@@ -28,10 +29,11 @@ def connect(address: str = "auto", uri: str = "") -> None:
         uri: Of the store, if the command line may name it.
 
     Raises:
-        ConfigurationError: Ray is not installed, or the command line holds a password that Ray
-            would keep.
+        ConfigurationError: Ray is not installed, the command line holds a password that Ray would
+            keep, or traces are to go to a place that cannot be.
         UnreachableError: there is no cluster at the address.
     """
+    TraceSettings.load(passed_on(os.environ) | _stores(_server() or ""))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no call home unless somebody wants it
     try:
         import ray
@@ -68,7 +70,10 @@ def ensure_controller(record: DeploymentRecord, uri: str) -> None:
 
     uri = _shown(_absolute(uri))
     environment = passed_on(os.environ)
-    options = RayOptions(environment=environment | _stores(_shown(_server() or uri)))
+    options = RayOptions(
+        environment=environment | _stores(_shown(_server() or uri)),
+        access_log=os.environ.get("CHANCERY_ACCESS_LOG", ""),
+    )
     ray.remote(ControllerActor).options(
         name=actor_name(record.deploy_id),
         namespace=NAMESPACE,

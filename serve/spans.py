@@ -1,4 +1,4 @@
-"""A sampled request as spans: what its gateway and its replicas did, parent and child (AC-6).
+"""A sampled request as spans: what its gateway and its replicas did, parent and child (AC-10).
 
 ::
 

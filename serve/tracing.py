@@ -30,6 +30,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock, Thread
+from urllib.parse import urlsplit
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -73,9 +74,15 @@ class TraceSettings:
         """Read the environment.
 
         Raises:
-            ConfigurationError: a ratio that is none, or an experiment without a server.
+            ConfigurationError: a ratio that is none, an experiment without a server, or a password.
         """
         named = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+        for name in named:
+            if "@" in urlsplit(environ.get(name, "")).netloc:
+                raise ConfigurationError(
+                    f"{name} holds a password, which every process of the cluster would see",
+                    "leave it out, and set OTEL_EXPORTER_OTLP_HEADERS on each node",
+                )
         endpoint = any(environ.get(name) for name in named)
         experiment = environ.get("CHANCERY_TRACE_EXPERIMENT", "")
         server = environ.get("MLFLOW_TRACKING_URI", "")

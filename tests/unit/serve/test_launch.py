@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from governance.errors import ConfigurationError
 from serve import launch
 
 
@@ -33,3 +34,11 @@ def test_replicas_load_through_the_server_that_was_named(monkeypatch: pytest.Mon
     assert launch._server() == "http://127.0.0.1:5000"
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "https://registry")
     assert launch._server() == "https://registry"
+
+
+def test_a_mistake_in_the_settings_of_traces_is_told_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CHANCERY_TRACE_RATIO", "often")
+    with pytest.raises(ConfigurationError, match="often"):
+        launch.connect("127.0.0.1:1")

@@ -402,6 +402,7 @@ def test_settings(environ: dict[str, str], expected: TraceSettings) -> None:
         {"CHANCERY_TRACE_RATIO": "1.5"},
         {"CHANCERY_TRACE_RATIO": "nan"},
         {"CHANCERY_TRACE_EXPERIMENT": "x"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://bea:pa55@collector:4318"},
         {"CHANCERY_TRACE_EXPERIMENT": "x", "MLFLOW_TRACKING_URI": "governed+sqlite:///a.db"},
     ],
 )
