@@ -70,10 +70,7 @@ def ensure_controller(record: DeploymentRecord, uri: str) -> None:
 
     uri = _shown(_absolute(uri))
     environment = passed_on(os.environ)
-    options = RayOptions(
-        environment=environment | _stores(_shown(_server() or uri)),
-        access_log=os.environ.get("CHANCERY_ACCESS_LOG", ""),
-    )
+    options = RayOptions(environment=environment | _stores(_shown(_server() or uri)))
     ray.remote(ControllerActor).options(
         name=actor_name(record.deploy_id),
         namespace=NAMESPACE,
