@@ -303,6 +303,10 @@ deployments = Table(
     Column("canary_config", Text),
     Column("rollout_by", String(256)),
     Column("rollout_ms", BigInteger),
+    Column("experiment_id", String(32)),
+    Column("experiment", Text),
+    Column("shadow_id", String(32)),
+    Column("shadow", Text),
     Column("health", String(16), nullable=False),
     Column("closed", Text, nullable=False),
     Column("state", LargeBinary),
@@ -334,7 +338,8 @@ deployments = Table(
 """A route and what answers on it. A rollout runs while ``canary_uid`` is there; ``previous`` is
 what the last promotion replaced. A port is given back when its listeners are down: several may
 share one, so two deployments would share their clients. ``fence`` only grows, with each lease;
-``signals`` counts them.
+``signals`` counts them. ``experiment`` and ``shadow`` are JSON (``governance.arms``), there while
+one runs; a rollout and an experiment are never there at once.
 """
 
 deployment_signals = Table(

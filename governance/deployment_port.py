@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Protocol
 
+from governance.arms import ExperimentOrder, ShadowOrder
 from governance.deployment_control import AskedSignal, Progress, StoredDecision
 from governance.deployment_records import DeploymentRecord, SignalKind
 from governance.errors import ConfigurationError
@@ -104,6 +105,35 @@ class Deployments(Protocol):
 
     def end(self, name: str, reason: str) -> DeploymentRecord:
         """Free the route and take the deployment down."""
+        ...
+
+    def experiment(self, name: str, order: ExperimentOrder) -> DeploymentRecord:
+        """Share the route's clients between versions, each behind the gate.
+
+        Asked again under the same name with the same arms, only their shares change.
+
+        Raises:
+            RefusedError: the gate says no, or a rollout or another experiment runs there.
+            RevokedError: a version was revoked.
+            NotFoundError: no such model or version.
+        """
+        ...
+
+    def end_experiment(
+        self, name: str, reason: str, *, keep: str | None = None, canary_config: str | None = None
+    ) -> DeploymentRecord:
+        """End the experiment; the arm that is kept is rolled out as ``canary_config`` says."""
+        ...
+
+    def shadow(self, name: str, order: ShadowOrder) -> DeploymentRecord:
+        """Send copies of the route's requests to a version that passed the gate.
+
+        Asked again for the same version, only the settings change.
+        """
+        ...
+
+    def end_shadow(self, name: str, reason: str) -> DeploymentRecord:
+        """Send no more copies."""
         ...
 
     # What a controller does ----------------------------------------------------------------

@@ -17,6 +17,8 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from governance.arms import ExperimentRecord, ServedVersion, ShadowRecord
+
 __all__ = [
     "DeploymentRecord",
     "DeploymentStatus",
@@ -44,6 +46,7 @@ class DeploymentStatus(StrEnum):
     STARTING = "starting"
     SERVING = "serving"
     ROLLING_OUT = "rolling_out"
+    EXPERIMENTING = "experimenting"
     UNHEALTHY = "unhealthy"
     CLOSED = "closed"
     ENDED = "ended"
@@ -57,15 +60,6 @@ class SignalKind(StrEnum):
     ABORT = "abort"
     ROLLBACK = "rollback"
     QUARANTINE = "quarantine"
-
-
-@dataclass(frozen=True, slots=True)
-class ServedVersion:
-    """A version of the deployment's model, this incarnation of it, with these bytes."""
-
-    version: int
-    version_uid: str
-    root_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +138,8 @@ class DeploymentRecord:
         ended_reason: Why.
         ended_ms: When; None while it lives.
         stopped_ms: When the controller had taken it down.
+        experiment: The experiment that runs; None: none.
+        shadow: The version that gets copies of requests; None: none.
     """
 
     deploy_id: str
@@ -177,11 +173,21 @@ class DeploymentRecord:
     ended_reason: str | None = None
     ended_ms: int | None = None
     stopped_ms: int | None = None
+    experiment: ExperimentRecord | None = None
+    shadow: ShadowRecord | None = None
 
     @property
     def subject(self) -> str:
         """Its URI in events."""
         return f"deployments:/{self.deploy_id}"
+
+    @property
+    def served(self) -> tuple[ServedVersion, ...]:
+        """Every version that answers or gets copies, whatever it is called."""
+        arms = () if self.experiment is None else tuple(arm.served for arm in self.experiment.arms)
+        shadow = None if self.shadow is None else self.shadow.served
+        found = (self.stable, self.canary, *arms, shadow)
+        return tuple(dict.fromkeys(one for one in found if one is not None))
 
     @property
     def status(self) -> DeploymentStatus:
@@ -191,6 +197,8 @@ class DeploymentRecord:
             return DeploymentStatus.CLOSED
         if self.canary is not None:
             return DeploymentStatus.ROLLING_OUT
+        if self.experiment is not None:
+            return DeploymentStatus.EXPERIMENTING
         return DeploymentStatus(self.health.value)
 
     def uri_of(self, served: ServedVersion) -> str:
@@ -215,6 +223,8 @@ class DeploymentRecord:
             "closed": self.closed,
             "canaryConfig": None if self.canary_config is None else json.loads(self.canary_config),
             "rolloutId": self.rollout_id,
+            "experiment": None if self.experiment is None else self.experiment.to_dict(),
+            "shadow": None if self.shadow is None else self.shadow.to_dict(),
             "planRevision": self.plan_revision,
             "controller": self.lease_owner,
             "savedMs": self.saved_ms,
@@ -276,4 +286,6 @@ def to_record(row: Row[Any]) -> DeploymentRecord:
         ended_reason=row.ended_reason,
         ended_ms=row.ended_ms,
         stopped_ms=row.stopped_ms,
+        experiment=None if row.experiment is None else ExperimentRecord.from_json(row.experiment),
+        shadow=None if row.shadow is None else ShadowRecord.from_json(row.shadow),
     )

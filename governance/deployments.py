@@ -167,8 +167,8 @@ def begin_canary(
     """Let a version be rolled out beside stable.
 
     Raises:
-        RefusedError: a rollout runs (says who began it and when), the version answers already, or
-            nobody answers on the route.
+        RefusedError: a rollout or an experiment runs (says who began it and when), the version
+            answers already, or nobody answers on the route.
     """
     added = connection.execute(
         update(deployments)
@@ -176,6 +176,7 @@ def begin_canary(
             deployments.c.deploy_id == record.deploy_id,
             deployments.c.ended_ms.is_(None),
             deployments.c.canary_uid.is_(None),
+            deployments.c.experiment_id.is_(None),
             deployments.c.stable_uid != canary.version_uid,
             deployments.c.closed == "",
         )
@@ -220,6 +221,15 @@ def _no_rollout_now(record: DeploymentRecord, canary: ServedVersion) -> RefusedE
             f"a rollout of {record.uri_of(record.canary)} runs on the route {record.route!r}: "
             f"{record.rollout_by} began it at {time_text(record.rollout_ms or 0)}",
             f"wait for its end, or `chancery deploy abort {record.route}`",
+        )
+    elif record.experiment is not None:
+        running = record.experiment
+        why = (
+            f"the experiment {running.name!r} runs on the route {record.route!r}: "
+            f"{running.begun_by} began it at {time_text(running.begun_ms)}; a rollout and an "
+            "experiment would each change what the other compares",
+            f"`chancery deploy experiment {record.route} --end` first, with --keep ARM to roll "
+            "that arm out",
         )
     elif record.stable.version_uid == canary.version_uid:
         why = (
@@ -405,6 +415,8 @@ def end(
                 "model": after.uri_of(after.stable),
                 "canary": None if after.canary is None else after.uri_of(after.canary),
                 "rolloutId": None if after.canary is None else after.rollout_id,
+                "experiment": None if after.experiment is None else after.experiment.name,
+                "shadow": None if after.shadow is None else after.uri_of(after.shadow.served),
                 "reason": reason,
             },
         ),

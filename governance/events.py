@@ -69,6 +69,12 @@ class EventName(StrEnum):
     ROLLOUT_STARTED = "serve:rollout:started"
     ROLLOUT_SIGNALLED = "serve:rollout:signalled"
     ROLLOUT_DECIDED = "serve:rollout:decided"
+    ARMS_BEGUN = "serve:experiment:begun"
+    ARMS_CHANGED = "serve:experiment:changed"
+    ARMS_ENDED = "serve:experiment:ended"
+    SHADOW_BEGUN = "serve:shadow:begun"
+    SHADOW_CHANGED = "serve:shadow:changed"
+    SHADOW_ENDED = "serve:shadow:ended"
 
     @property
     def awaits_checkpoint(self) -> bool:
@@ -94,6 +100,8 @@ _AWAIT = frozenset(
         EventName.DEPLOYMENT_CREATED,
         EventName.DEPLOYMENT_ENDED,
         EventName.ROLLOUT_STARTED,
+        EventName.ARMS_BEGUN,
+        EventName.SHADOW_BEGUN,
     }
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from governance import registry
 from governance.canonical import Manifest
-from governance.deployment_records import ServedVersion
+from governance.deployment_records import DeploymentRecord, ServedVersion
 from governance.errors import (
     NotFoundError,
     PromotionDeniedError,
@@ -126,6 +126,28 @@ class DeploymentGate:
             provenance |= self._let_in(candidate, environment.name, as_canary=as_canary)
         served = ServedVersion(version, candidate.version_uid, candidate.root_digest)
         return Admitted(candidate, environment.name, served, provenance)
+
+    def admit_beside(
+        self, record: DeploymentRecord, name: str, version: int, *, as_canary: bool = False
+    ) -> Admitted:
+        """The version, when it may answer on a route that is there already; else as ``admit``."""
+        if name != record.model_name:
+            raise RefusedError(
+                f"versions of two registered models, {name!r} and {record.model_name!r}, do not "
+                "share a route",
+                "deploy it on a --route of its own",
+                subject=f"models:/{name}",
+            )
+        environment = self._governor.policy.environment(record.environment)
+        admitted = self.admit(name, version, environment, as_canary=as_canary)
+        if admitted.candidate.model_uid != record.model_uid:
+            raise RefusedError(
+                f"the registered model {name!r} was deleted and made anew since the route "
+                f"{record.route!r} was deployed",
+                f"`chancery deploy delete {record.route}`, and deploy the new one",
+                subject=record.subject,
+            )
+        return admitted
 
     def _let_in(self, candidate: Candidate, environment: str, *, as_canary: bool) -> dict[str, Any]:
         """Who let it in: by its clearance, as before a load, or by what is approved now."""

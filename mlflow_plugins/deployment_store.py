@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import Connection
 
 from governance import deployment_control, deployments, registry
+from governance.arms import ExperimentOrder, ShadowOrder
 from governance.deployment_control import Progress, StoredDecision
 from governance.deployment_port import DeploymentOrder, Look
 from governance.deployment_records import (
@@ -35,6 +36,7 @@ from governance.errors import (
 from governance.identity import Actor, ProofLevel, acting_as
 from governance.metric_sources import require_sources
 from governance.settings import GOVERNED_PREFIX
+from mlflow_plugins.deployment_arms import DeploymentArms
 from mlflow_plugins.deployment_gate import Admitted, DeploymentGate
 from mlflow_plugins.exceptions import GovernedMlflowException
 from mlflow_plugins.governor import Governor, now_ms
@@ -62,6 +64,7 @@ class DeploymentStore:
         self._uri = uri
         self._backend = LocalBackend(governor)
         self._gate = DeploymentGate(governor, self._backend)
+        self._arms = DeploymentArms(governor, self._gate, self._refusals_recorded, self._changing)
         self._controllers: dict[tuple[str, int], str] = {}
 
     # What people do ------------------------------------------------------------------------
@@ -152,15 +155,7 @@ class DeploymentStore:
     def _canary_on(
         self, live: DeploymentRecord, name: str, version: int, config: str
     ) -> DeploymentRecord:
-        environment = self.governor.policy.environment(live.environment)
-        canary = self._gate.admit(name, version, environment, as_canary=True)
-        if canary.candidate.model_uid != live.model_uid:
-            raise RefusedError(
-                f"the registered model {name!r} was deleted and made anew since the route "
-                f"{live.route!r} was deployed",
-                f"`chancery deploy delete {live.route}`, and deploy the new one",
-                subject=live.subject,
-            )
+        canary = self._gate.admit_beside(live, name, version, as_canary=True)
         with self.governor.engine.begin() as connection, self._covering() as ledger:
             record = self._begin(connection, ledger, live, canary, config)
         ledger.cover()
@@ -226,6 +221,20 @@ class DeploymentStore:
             deployments.end(connection, ledger, record, reason, now_ms=now_ms())
         ledger.cover()
         return self._again(record)
+
+    def experiment(self, name: str, order: ExperimentOrder) -> DeploymentRecord:
+        return self._arms.experiment(self.find(name), order)
+
+    def end_experiment(
+        self, name: str, reason: str, *, keep: str | None = None, canary_config: str | None = None
+    ) -> DeploymentRecord:
+        return self._arms.end_experiment(self.find(name), reason, keep, canary_config)
+
+    def shadow(self, name: str, order: ShadowOrder) -> DeploymentRecord:
+        return self._arms.shadow(self.find(name), order)
+
+    def end_shadow(self, name: str, reason: str) -> DeploymentRecord:
+        return self._arms.end_shadow(self.find(name), reason)
 
     def _again(self, record: DeploymentRecord) -> DeploymentRecord:
         with self.governor.engine.connect() as connection:
@@ -350,8 +359,8 @@ class _Covering:
 
 
 def _look(connection: Connection, record: DeploymentRecord) -> Look:
-    served = [one for one in (record.stable, record.canary) if one is not None]
-    found = {one.version_uid: registry.revocation(connection, one.version_uid) for one in served}
+    uids = [one.version_uid for one in record.served]
+    found = {uid: registry.revocation(connection, uid) for uid in uids}
     return Look(
         record,
         deployment_control.open_signals(connection, record.deploy_id),

@@ -135,6 +135,10 @@ def _line(
         "assigned": assignment.variant,
         "reason": assignment.reason.value,
     }
+    if assignment.experiment:
+        line["experiment"] = assignment.experiment
+        line["arm"] = assignment.arm
+        line["key"] = assignment.key
     if error is not None:
         line["error"] = error.value
     for name, value in answer.headers:

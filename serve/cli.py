@@ -18,6 +18,7 @@ from governance.deployment_port import DeploymentOrder, Deployments, open_deploy
 from governance.deployment_records import DeploymentRecord, SignalKind
 from governance.errors import ConfigurationError, RefusedError
 from governance.terminal import answer_errors, console, json_option, print_json, uri_option
+from serve.cli_arms import experiment, results_, shadow
 from serve.config import CanaryConfig, OnTimeout
 from serve.parsing import load_canary, parse_canary
 from serve.views import as_panel, as_table, describe, explain, explained
@@ -203,12 +204,15 @@ def why(name: str, uri: str, as_json: bool) -> None:
 
 @deploy.command()
 @click.argument("name")
-@click.option("--seconds", type=float, help="Stop after so long; default: at the rollout's end.")
+@click.option("--seconds", type=float, help="Stop after so long; default: when stable is alone.")
 @uri_option
 @json_option
 @answer_errors
 def watch(name: str, seconds: float | None, uri: str, as_json: bool) -> None:
-    """Watch NAME live until its rollout ends (or Ctrl-C); --json prints the last state."""
+    """Watch NAME live until nothing runs beside stable (or Ctrl-C).
+
+    --json prints the state at the rollout's end.
+    """
     port = open_deployments(uri)
     record = port.find(name)
     until = None if seconds is None else time.monotonic() + seconds
@@ -216,7 +220,13 @@ def watch(name: str, seconds: float | None, uri: str, as_json: bool) -> None:
         record = _follow(port, record, until, lambda _: None)
         return print_json(explained(record, port.decisions(record.deploy_id)))
     with Live(as_panel(record, now_ms()), console=console, auto_refresh=False) as live:
-        _follow(port, record, until, lambda now: live.update(as_panel(now, now_ms()), refresh=True))
+        _follow(
+            port,
+            record,
+            until,
+            lambda now: live.update(as_panel(now, now_ms()), refresh=True),
+            lambda now: bool(now.canary or now.experiment or now.shadow),
+        )
     return None
 
 
@@ -225,8 +235,9 @@ def _follow(
     record: DeploymentRecord,
     until: float | None,
     show: Callable[[DeploymentRecord], None],
+    lasts: Callable[[DeploymentRecord], bool] = lambda now: now.canary is not None,
 ) -> DeploymentRecord:
-    while record.ended_ms is None and (record.canary is not None or until is not None):
+    while record.ended_ms is None and (lasts(record) or until is not None):
         if until is not None and time.monotonic() >= until:
             break
         time.sleep(0.5)
@@ -317,3 +328,7 @@ def recover(name: str | None, address: str, uri: str, as_json: bool) -> None:
         return print_json([record.to_dict() for record in found])
     console.print(as_table(found) if found else "nothing is deployed")
     return None
+
+
+for verb in (experiment, shadow, results_):
+    deploy.add_command(verb)

@@ -26,6 +26,8 @@ from pydantic import (
     model_validator,
 )
 
+from governance.arms import RESERVED_NAMES
+
 __all__ = [
     "DEFAULT_STEPS",
     "PROMQL",
@@ -439,15 +441,31 @@ class CanaryConfig(_Part):
 
 
 class Arm(_Part):
-    """One arm of an A/B test: a model version by URI, and its share in percent."""
+    """One arm of an A/B test: a model version by URI, and its share in percent.
+
+    Attributes:
+        name: Unique in the test, and not that of a variant there is anyway.
+        model: The version, by URI.
+        weight: Percent.
+        timeout_seconds: Of one request at the arm; then stable answers it.
+        max_concurrency: Requests at the arm at a time; null: as many as its queue holds.
+    """
 
     name: Name
     model: Annotated[str, Field(pattern=r"^models:/\S+$")]
     weight: Annotated[FiniteFloat, Field(gt=0, le=100)]
+    timeout_seconds: Annotated[FiniteFloat, Field(gt=0, le=3600)] = 60.0
+    max_concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
 
 class ABTestConfig(_Part):
-    """An experiment: fixed shares, assignments that are logged, no automatic decision."""
+    """An experiment: fixed shares, assignments that are logged, no automatic decision.
+
+    Attributes:
+        name: What clients are dealt out by: the same name deals the same way.
+        arms: The first is the one that others are compared with.
+        sticky: Where the key is that keeps a client with its arm; who has none takes no part.
+    """
 
     version: Literal[1] = 1
     name: Name
@@ -458,6 +476,12 @@ class ABTestConfig(_Part):
     def _adds_up(self) -> Self:
         names = [arm.name for arm in self.arms]
         for position, name in enumerate(names):
+            if name in RESERVED_NAMES:
+                raise MistakeError(
+                    f"an arm cannot be named {name!r}: a route has such a variant anyway",
+                    "rename it, as 'control'",
+                    ("arms", position, "name"),
+                )
             if name in names[:position]:
                 raise MistakeError(
                     f"two arms are named {name!r}",

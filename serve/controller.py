@@ -39,7 +39,7 @@ from governance.errors import (
     UnreachableError,
     VerificationError,
 )
-from serve.cluster import ClusterPort, VariantSpec, VariantState, application_of
+from serve.cluster import ClusterPort, VariantSpec, VariantState
 from serve.course import OpenAction
 from serve.holding import Holding, Step, Timing
 from serve.plan import Plan, Report
@@ -332,9 +332,7 @@ class Controller:
             held.shut(f"the deployment was ended by {record.ended_by}")
             held.publish()
             progress = held.progress()
-        served = (record.stable, record.canary, record.previous)
-        names = {application_of(record, one) for one in served if one is not None}
-        names |= {one.application for one in held.course.drains} | set(self._started)
+        names = held.applications() | set(self._started)
         if not self._due("take down", now):
             return
         acts = [partial(self._cluster.close, record)]

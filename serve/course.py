@@ -12,12 +12,14 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from governance.canonical import canonical_json, parse_json
 from governance.deployment_records import DeploymentRecord, ServedVersion
+from serve.arms import Beside
+from serve.beside import with_beside
 from serve.cluster import application_of
 from serve.outputs import OutputBins
 from serve.plan import About, Plan, VariantPlan
@@ -74,6 +76,7 @@ class Course:
         notices: The newest alerts.
         series: How the rollout went over time.
         bins: In which the rollout's answers are counted; None: not known yet, or not wanted.
+        beside: Experiment and shadow: those that run, or the last ones.
     """
 
     rollout: RolloutState | None = None
@@ -85,6 +88,7 @@ class Course:
     notices: tuple[Notice, ...] = ()
     series: Series | None = None
     bins: OutputBins | None = None
+    beside: Beside = field(default_factory=Beside)
 
     @property
     def running(self) -> RolloutState | None:
@@ -110,6 +114,7 @@ class Course:
                 "notices": [{"id": n.id, "atMs": n.at_ms, "text": n.text} for n in self.notices],
                 "series": None if self.series is None else self.series.to_dict(),
                 "bins": None if self.bins is None else self.bins.to_dict(),
+                **({} if self.beside == Beside() else {"beside": self.beside.to_dict()}),
             }
         )
 
@@ -126,6 +131,7 @@ class Course:
         try:
             rollout, series = document["rollout"], document.get("series")
             bins = document.get("bins")
+            beside = document.get("beside")
             return cls(
                 rollout=None if rollout is None else RolloutState.from_json(rollout),
                 open=tuple(
@@ -139,6 +145,7 @@ class Course:
                 notices=tuple(Notice(n["id"], n["atMs"], n["text"]) for n in document["notices"]),
                 series=None if series is None else Series.from_dict(series),
                 bins=None if bins is None else OutputBins.from_dict(bins),
+                beside=Beside() if beside is None else Beside.from_dict(beside),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"a malformed {FORMAT} document: {error}") from error
@@ -150,7 +157,12 @@ def first_revision(fence: int) -> int:
 
 
 def plan_of(
-    record: DeploymentRecord, course: Course, *, revision: int, canary_runs: bool = True
+    record: DeploymentRecord,
+    course: Course,
+    *,
+    revision: int,
+    canary_runs: bool = True,
+    running: Collection[str] = (),
 ) -> Plan:
     """What gateways are to do.
 
@@ -160,15 +172,22 @@ def plan_of(
         revision: The plan's.
         canary_runs: Whether there is somebody to connect to; a canary gets its lanes before it
             gets traffic.
+        running: Applications that run: arms and a shadow get lanes when theirs does.
     """
     about = _about(record, course)
     if course.closed:
         return Plan(revision, (), (), closed=course.closed, about=about)
+    plan = replace(_of_rollout(record, course, revision, canary_runs), about=about)
+    return with_beside(plan, record, course.beside, running)
+
+
+def _of_rollout(record: DeploymentRecord, course: Course, revision: int, canary_runs: bool) -> Plan:
+    """Stable, and the canary while there is one."""
     variants = [_variant(record, "stable", record.stable)]
     weights = (("stable", 100.0),)
     rollout, canary = course.running, record.canary
     if rollout is None or canary is None or rollout.id != record.rollout_id:
-        return Plan(revision, tuple(variants), weights, salt=record.route, about=about)
+        return Plan(revision, tuple(variants), weights, salt=record.route)
     config, percent = rollout.config, rollout.percent
     if rollout.phase is Phase.CANARY or canary_runs:
         variants.append(
@@ -189,7 +208,6 @@ def plan_of(
         sticky=config.sticky,
         retry_on_stable=config.retry_on_stable,
         observing=observing_of(rollout, course.bins),
-        about=about,
     )
 
 

@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from governance.deployment_control import Alert, Progress, StoredDecision
 from governance.deployment_port import Look
 from governance.deployment_records import DeploymentRecord, Health
+from serve.beside import Change, after_look, applications, opened, specs
 from serve.cluster import Running, VariantSpec, VariantState, application_of, spec_of
 from serve.course import Course, Drain, Notice, OpenAction, first_revision, plan_of
 from serve.delta import Delta
 from serve.plan import Plan, Report
+from serve.presence import Presence
 from serve.records import (
     Action,
     ActionKind,
@@ -35,6 +37,7 @@ from serve.records import (
 from serve.rollout import RolloutState, advance
 from serve.series import followed
 from serve.signals import begun, heard
+from serve.timing import Timing
 from serve.watch import Watch
 
 __all__ = ["Holding", "Step", "Timing"]
@@ -43,29 +46,6 @@ _log = logging.getLogger(__name__)
 
 _FORWARD = frozenset({Outcome.STARTED, Outcome.VERIFIED, Outcome.ADVANCED, Outcome.PROMOTED})
 _NOTICES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Milliseconds.
-
-    Attributes:
-        lease: How long a lease lasts; half-way it is renewed.
-        look: Between two looks at the database: how late a revocation may be seen.
-        save: Between two saves of evidence.
-        drain: What an application that is left has for what it is at.
-        again: Between two attempts at something that failed.
-        gateway: After which silence a gateway does not count as there.
-        settle: After taking over, time for gateways to show up.
-    """
-
-    lease: int = 3_000
-    look: int = 500
-    save: int = 2_000
-    drain: int = 10_000
-    again: int = 2_000
-    gateway: int = 2_000
-    settle: int = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +71,6 @@ class Holding:
         self.health = look.record.health
         self.doubt = False
         self._timing = timing
-        self._since_ms = now
         self._ticks = 0
         self._decisions: list[StoredDecision] = []
         self._alerts: list[Alert] = []
@@ -99,7 +78,7 @@ class Holding:
         self._saved = look.record.state or b""
         self._saved_ms = now
         self._states: Mapping[str, VariantState] = {}
-        self._gateways: dict[str, tuple[int, int]] = {}
+        self._presence = Presence(timing.gateway, timing.settle, now)
         self._watch = Watch(timing.gateway)
         self._read(look.record, now)
         self.plan = self._plan(first_revision(look.record.fence))
@@ -131,7 +110,10 @@ class Holding:
     def _plan(self, revision: int) -> Plan:
         state = self._canary_state()
         runs = state is not None and state.running is Running.RUNNING
-        return plan_of(self.record, self.course, revision=revision, canary_runs=runs)
+        running = {n for n, found in self._states.items() if found.running is Running.RUNNING}
+        return plan_of(
+            self.record, self.course, revision=revision, canary_runs=runs, running=running
+        )
 
     def _canary_state(self) -> VariantState | None:
         canary = self.record.canary
@@ -155,13 +137,11 @@ class Holding:
 
     def hear_gateway(self, report: Report, now: int) -> None:
         """A gateway is there."""
-        self._gateways[report.source] = (now, report.lanes.get("canary", 0))
-        if len(self._gateways) > 1000:
-            late = now - self._timing.gateway
-            self._gateways = {k: v for k, v in self._gateways.items() if v[0] >= late}
+        self._presence.heard(report, now)
 
     def count(self, report: Report, now: int) -> None:
         """Take in what a gateway saw, once."""
+        self.course = replace(self.course, beside=self.course.beside.counted(report))
         deltas, rollout = report.deltas, self.course.running
         if rollout is not None:
             self._watch.hear(report, rollout, now)
@@ -257,6 +237,7 @@ class Holding:
         rollout = self.course.rollout
         if record.canary is not None and (rollout is None or rollout.id != record.rollout_id):
             self._begin(record, now)
+        self._change(after_look(self.course.beside, record, look.revoked), now)
         for signal in look.signals:
             if signal.number > self.course.heard:
                 self.course, seen = heard(record, self.course, signal)
@@ -273,6 +254,21 @@ class Holding:
             self._leave(now)
         self.publish()
 
+    def _change(self, change: Change, now: int) -> None:
+        """Take in what became of experiment and shadow."""
+        due = now + self._timing.drain
+        drains = tuple(Drain(name, due) for name in change.left)
+        self.course = replace(
+            self.course, beside=change.beside, drains=(*self.course.drains, *drains)
+        )
+        for identifier, text in change.notices:
+            self.notice(identifier, text, now)
+
+    def applications(self) -> set[str]:
+        """All that may run of this deployment."""
+        drained = {drain.application for drain in self.course.drains}
+        return drained | applications(self.record, self.course.beside)
+
     def shut(self, why: str) -> None:
         """Nobody answers any more."""
         self.course = replace(self.course, closed=self.course.closed or why)
@@ -284,7 +280,7 @@ class Holding:
         identifier = f"{record.deploy_id}/closed/{record.stable.version_uid}"
         if any(notice.id == identifier for notice in self.course.notices):
             return
-        names = [application_of(record, one) for one in (record.stable, record.canary) if one]
+        names = [application_of(record, one) for one in record.served]
         drains = [Drain(name, now + self._timing.drain) for name in names if name not in left]
         self.course = replace(self.course, drains=(*self.course.drains, *drains))
         words = f"Nobody answers on the route {record.route!r} any more: {self.course.closed}"
@@ -319,7 +315,10 @@ class Holding:
         self.record = record
         self._decisions = [one for one in self._decisions if one.rollout_id != ours.id]
         self.course = replace(
-            theirs, heard=max(theirs.heard, self.course.heard), notices=self.course.notices
+            theirs,
+            heard=max(theirs.heard, self.course.heard),
+            notices=self.course.notices,
+            beside=self.course.beside,
         )
         if not pending:
             return
@@ -349,7 +348,8 @@ class Holding:
         )
         if begun_already and record.canary is not None:
             found.append(spec_of(record, record.canary))
-        return {spec.application: spec for spec in found}
+        beside = specs(record, self.course.beside)
+        return {spec.application: spec for spec in (*beside, *found)}  # stable's own comes last
 
     def see(self, states: Mapping[str, VariantState], now: int) -> None:
         """How what runs does."""
@@ -383,15 +383,13 @@ class Holding:
             return frozenset({Signal.VERIFICATION_FAILED}), state.reason
         if state.running in (Running.UNHEALTHY, Running.REFUSED):
             return frozenset({Signal.CANARY_UNHEALTHY}), state.reason
-        if verifying and state.running is Running.RUNNING and self._connected(now):
+        if (
+            verifying
+            and state.running is Running.RUNNING
+            and self._presence.connected("canary", now)
+        ):
             return frozenset({Signal.VERIFIED}), ""
         return frozenset(), ""
-
-    def _connected(self, now: int) -> bool:
-        """Whether every gateway that is there can ask the canary: it is not blamed for the wait."""
-        late = now - self._timing.gateway
-        there = [lanes for seen, lanes in self._gateways.values() if seen >= late]
-        return all(there) if there else now - self._since_ms >= self._timing.settle
 
     # -- decisions that are recorded first
 
@@ -402,6 +400,7 @@ class Holding:
             now: The time.
             away: Nothing can be recorded, so no step forward is taken.
         """
+        self._open_beside(now, away=away)
         rollout = self.course.running
         if rollout is None:
             return None
@@ -416,6 +415,21 @@ class Holding:
         course = self._after(state, actions, now, seen)
         decisions = (*self._decisions, _stored(state, decision))
         return Step(course, self.progress(course, decisions, self.plan.revision + 1))
+
+    def _open_beside(self, now: int, *, away: bool) -> None:
+        """Arms that can be asked get their clients; those that do not run lose them to stable."""
+        if self.course.closed:
+            return
+        change = opened(
+            self.course.beside,
+            self.record,
+            self._states,
+            self._presence,
+            away=away,
+            now=now,
+        )
+        self._change(change, now)
+        self.publish()
 
     def progress(
         self,

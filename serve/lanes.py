@@ -41,6 +41,7 @@ from serve.socket_lane import (
     SocketLane,
 )
 from serve.spans import CURRENT, Sampled
+from serve.stream import LARGEST_FRAME
 
 __all__ = ["Carrier", "LanePool", "RemoteLane", "socket_folder"]
 
@@ -124,6 +125,7 @@ class LanePool:
         self._look = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._past_sizes = [0] * _SIZES
+        self._largest = LARGEST_FRAME
         self.in_flight = 0
         self.carried = 0
         self.lanes_lost = 0
@@ -150,6 +152,13 @@ class LanePool:
             for at, count in enumerate(lane.batcher.statistics().sizes):
                 total[at] += count
         return total
+
+    def limit(self, answer_bytes: int) -> None:
+        """How large a batch of answers may be; a lane whose model sends more is cut."""
+        self._largest = answer_bytes
+        for lane in self._order:
+            if isinstance(lane.carrier, SocketLane):
+                lane.carrier.largest = answer_bytes
 
     def start(self) -> None:
         """Look for replicas from now on."""
@@ -295,6 +304,8 @@ class LanePool:
             if isinstance(error.__cause__, ConnectionRefusedError):
                 (self.folder / name).unlink(missing_ok=True)  # its process is dead
             return
+        if isinstance(carrier, SocketLane):
+            carrier.largest = self._largest
         self._lanes[name] = _Lane(carrier, hello, self._limits if name else self._remote_limits)
         if name and (away := self._lanes.get("")) is not None:
             self._drop(away)  # a socket here is better

@@ -69,10 +69,10 @@ def exposition(router: Router, held_bytes: int = 0, spans: SpanCounts | None = N
         ("chancery_plan_revision", "gauge", "Plan.", routing.plan.revision if routing else -1),
         ("chancery_closed", "gauge", "1: nobody answers on the route.", int(closed)),
         ("chancery_held_bytes", "gauge", "Size of bodies in memory.", held_bytes),
-        ("chancery_shadow_dropped_total", "counter", "Copies not sent.", router.copies_dropped),
     )
     for name, kind, text, value in single:
         lines += _family(name, kind, text, [_sample(name, gateway, value)])
+    lines += _of_shadows(gateway, router)
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -98,6 +98,27 @@ def _of_rollout(gateway: Mapping[str, str], about: About) -> list[str]:
         *_family("chancery_rollout_phase", "gauge", "1 for the rollout's present phase.", phases),
         *_family("chancery_rollout_step", "gauge", "Step it is at, from 1; 0: at none.", steps),
         *_family("chancery_rollout_steps", "gauge", "Steps it has.", all_steps),
+    ]
+
+
+def _of_shadows(gateway: Mapping[str, str], router: Router) -> list[str]:
+    dropped, answers = [], []
+    for shadow, route in router.routing.shadows if router.routing else ():
+        plan, found = route.variant.plan, router.shadows.total(shadow.id)
+        labels = {**gateway, "variant": shadow.name, "model": plan.model, "version": plan.version}
+        dropped.append(_sample("chancery_shadow_dropped_total", labels, found.dropped))
+        for result, count in (
+            ("same", found.same),
+            ("different", found.different),
+            ("uncompared", found.uncompared),
+        ):
+            compared = {**labels, "result": result}
+            answers.append(_sample("chancery_shadow_answers_total", compared, count))
+    held = [_sample("chancery_shadow_held_bytes", gateway, router.shadows.held_bytes)]
+    return [
+        *_family("chancery_shadow_dropped_total", "counter", "Copies not sent.", dropped),
+        *_family("chancery_shadow_answers_total", "counter", "Beside stable's.", answers),
+        *_family("chancery_shadow_held_bytes", "gauge", "Of bodies that copies hold.", held),
     ]
 
 

@@ -1,7 +1,8 @@
 """Reads configurations from files and from the command line's short forms.
 
 Short forms of ``--canary``: ``5%`` begins with 5 percent and goes on along the usual steps (5, 25,
-50, 100); ``5,25,50,100`` lists the steps; a name that ends in ``.yaml`` or ``.yml`` is a file.
+50, 100); ``5,25,50,100`` lists the steps; a name that ends in ``.yaml`` or ``.yml`` is a file. An
+arm of an experiment is ``NAME=models:/fraud/3:50``.
 
 Example::
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any, TypeVar, get_args
@@ -30,10 +32,13 @@ from serve.config import (
 )
 
 __all__ = [
+    "load_ab_test",
     "load_canary",
     "parse_ab_test_text",
+    "parse_arms",
     "parse_canary",
     "parse_canary_text",
+    "parse_shadow",
     "parse_shadow_text",
 ]
 
@@ -69,15 +74,23 @@ def load_canary(path: FilePath) -> CanaryConfig:
     Raises:
         ConfigurationError: it cannot be read, or is malformed (names line and field).
     """
+    return parse_canary_text(_read(path, "canary configuration"), str(path))
+
+
+def load_ab_test(path: FilePath) -> ABTestConfig:
+    """An A/B test from a file. Raises ``ConfigurationError`` as ``load_canary`` does."""
+    return parse_ab_test_text(_read(path, "experiment"), str(path))
+
+
+def _read(path: FilePath, what: str) -> str:
     try:
-        text = path.read_text("utf-8-sig")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigurationError(
-            f"{path}: the canary configuration cannot be read: {reason}",
+            f"{path}: the {what} cannot be read: {reason}",
             "correct the path, the permissions or the encoding",
         ) from error
-    return parse_canary_text(text, str(path))
 
 
 def parse_canary_text(text: str, name: str = "canary.yaml") -> CanaryConfig:
@@ -97,6 +110,39 @@ def parse_ab_test_text(text: str, name: str = "experiment.yaml") -> ABTestConfig
 def parse_shadow_text(text: str, name: str = "shadow.yaml") -> ShadowConfig:
     """A shadow from YAML. Raises ``ConfigurationError`` as ``parse_canary_text`` does."""
     return _parse(ShadowConfig, text, name)
+
+
+def parse_arms(name: str, arms: Sequence[str], sticky: str | None) -> ABTestConfig:
+    """An A/B test from ``--name``, ``--arm`` (``NAME=models:/fraud/3:50``) and ``--sticky``.
+
+    Raises:
+        ConfigurationError: names what is wrong and how to put it right.
+    """
+    found = []
+    for text in arms:
+        arm = re.fullmatch(r"([^=]*)=(models:/\S+):([0-9]{1,3}(?:\.[0-9]{1,6})?)%?", text.strip())
+        if arm is None:
+            raise ConfigurationError(
+                f"--arm: {text!r} is not an arm", "write NAME=models:/fraud/3:50"
+            )
+        found.append({"name": arm[1], "model": arm[2], "weight": float(arm[3])})
+    if sticky is None:
+        raise ConfigurationError(
+            "it is not said what keeps a client with its arm",
+            "add --sticky header:NAME, cookie:NAME or field:NAME",
+        )
+    document = {"name": name, "arms": found, "sticky": sticky}
+    return _validate(ABTestConfig, Document("options", document), lines=False)
+
+
+def parse_shadow(model: str, **options: Any) -> ShadowConfig:
+    """A shadow from the command line's options; those that are None are left out.
+
+    Raises:
+        ConfigurationError: names what is wrong and how to put it right.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    return _validate(ShadowConfig, Document("options", {"model": model, **given}), lines=False)
 
 
 def _parse(model: type[_Config], text: str, name: str) -> _Config:

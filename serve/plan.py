@@ -21,10 +21,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
+from governance.arms import Stretches
+from serve.agreement import Agreement
 from serve.delta import Delta
 from serve.observing import Observed, Observing
 
-__all__ = ["About", "ControllerPort", "Plan", "Report", "VariantPlan"]
+__all__ = [
+    "About",
+    "ControllerPort",
+    "ExperimentPlan",
+    "Plan",
+    "Report",
+    "ShadowPlan",
+    "VariantPlan",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,75 @@ class VariantPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowPlan:
+    """A variant that gets copies of requests, and whose answers nobody sees.
+
+    Attributes:
+        name: Of the variant.
+        id: Of the shadow, in reports.
+        percent: Part of the requests that is copied.
+        max_in_flight: Copies at a time, at each gateway; more are dropped and counted.
+        compare: Whether its answers are compared with stable's.
+    """
+
+    name: str
+    id: str = ""
+    percent: float = 100.0
+    max_in_flight: int = 32
+    compare: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without floats."""
+        return {
+            "name": self.name,
+            "id": self.id,
+            "percent": f"{self.percent:.10g}",
+            "maxInFlight": self.max_in_flight,
+            "compare": self.compare,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ShadowPlan:
+        """Inverse of ``to_dict``."""
+        return cls(
+            document["name"],
+            document["id"],
+            float(document["percent"]),
+            document["maxInFlight"],
+            document["compare"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentPlan:
+    """Whose clients are whose, instead of ``weights`` (``serve.split.ArmSplit``).
+
+    Attributes:
+        id: Of the experiment, in reports.
+        name: By which keys are dealt.
+        stretches: Whose which piece of the line is; an arm without a weight is answered by stable.
+    """
+
+    id: str
+    name: str
+    stretches: Stretches
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "stretches": [list(piece) for piece in self.stretches],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ExperimentPlan:
+        """Inverse of ``to_dict``."""
+        stretches = tuple((name, parts) for name, parts in document["stretches"])
+        return cls(document["id"], document["name"], stretches)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a gateway does until it is told otherwise.
 
@@ -120,10 +199,11 @@ class Plan:
         sticky: Where the key is (``header:…``, ``cookie:…``, ``field:…``); None: drawn.
         override: Header by which a tester names a variant; None: nobody may.
         retry_on_stable: Whether stable answers again what another variant could not.
-        shadows: Variants that get a copy of each request, and whose answers nobody sees.
+        shadows: Variants that get copies of requests.
         closed: Why nobody answers (revoked, quarantined); the text of the 503.
         about: Which deployment it is of.
         observing: What is observed of answers besides their counts; None: nothing.
+        experiment: Deals clients out to arms; ``weights`` then says what each arm has.
     """
 
     revision: int
@@ -133,10 +213,11 @@ class Plan:
     sticky: str | None = None
     override: str | None = "x-chancery-variant"
     retry_on_stable: bool = True
-    shadows: tuple[str, ...] = ()
+    shadows: tuple[ShadowPlan, ...] = ()
     closed: str = ""
     about: About = About()
     observing: Observing | None = None
+    experiment: ExperimentPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without floats."""
@@ -148,16 +229,24 @@ class Plan:
             "sticky": self.sticky,
             "override": self.override,
             "retryOnStable": self.retry_on_stable,
-            "shadows": list(self.shadows),
+            "shadows": [shadow.name for shadow in self.shadows],
             "closed": self.closed,
             "about": self.about.to_dict(),
             "observing": None if self.observing is None else self.observing.to_dict(),
+            **({"shadowPlans": [s.to_dict() for s in self.shadows]} if self.shadows else {}),
+            **({"experiment": self.experiment.to_dict()} if self.experiment else {}),
         }
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Plan:
         """Inverse of ``to_dict``; a part that came later may be missing."""
         observing = document.get("observing")
+        told = document.get("shadowPlans")
+        if told is None:
+            shadows = tuple(ShadowPlan(name) for name in document["shadows"])
+        else:
+            shadows = tuple(ShadowPlan.from_dict(shadow) for shadow in told)
+        experiment = document.get("experiment")
         return cls(
             document["revision"],
             tuple(VariantPlan.from_dict(variant) for variant in document["variants"]),
@@ -166,10 +255,11 @@ class Plan:
             document["sticky"],
             document["override"],
             document["retryOnStable"],
-            tuple(document["shadows"]),
+            shadows,
             document["closed"],
             about=About.from_dict(document.get("about", {})),
             observing=None if observing is None else Observing.from_dict(observing),
+            experiment=None if experiment is None else ExperimentPlan.from_dict(experiment),
         )
 
 
@@ -183,6 +273,8 @@ class Report:
         deltas: By variant.
         lanes: Live connections by variant: 0 means that it cannot be asked here.
         observed: What it observes of answers, and how that does.
+        experiment: Id of the experiment whose arms the deltas are of; empty: none.
+        shadows: By a shadow's id, what its answers were beside stable's.
     """
 
     source: str
@@ -190,6 +282,8 @@ class Report:
     deltas: Mapping[str, Delta] = field(default_factory=dict)
     lanes: Mapping[str, int] = field(default_factory=dict)
     observed: Observed = Observed()  # noqa: RUF009 - frozen
+    experiment: str = ""
+    shadows: Mapping[str, Agreement] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without floats."""
@@ -199,6 +293,8 @@ class Report:
             "deltas": {name: delta.to_dict() for name, delta in self.deltas.items()},
             "lanes": dict(self.lanes),
             "observed": self.observed.to_dict(),
+            "experiment": self.experiment,
+            "shadows": {name: found.to_dict() for name, found in self.shadows.items()},
         }
 
     @classmethod
@@ -210,12 +306,15 @@ class Report:
         """
         deltas = {name: Delta.from_dict(found) for name, found in document["deltas"].items()}
         found = document.get("observed")
+        shadows = document.get("shadows", {})
         return cls(
             document["source"],
             document["sequence"],
             deltas,
             dict(document["lanes"]),
             Observed() if found is None else Observed.from_dict(found),
+            document.get("experiment", ""),
+            {name: Agreement.from_dict(found) for name, found in shadows.items()},
         )
 
 

@@ -19,7 +19,12 @@ other shape    answers in another         ``wrong_shape``
 Answers that stable gave again, and requests that a tester sent to a variant, are no fair sample of
 either and are not reported.
 
-Shadows get a copy after the client has its answer; too many at once are dropped and counted.
+An experiment's arms are compared with each other, and a client's own mistakes must count alike for
+all of them: a request that the arm could not answer and stable could not either is ``shared``, what
+the arm refused (4xx) is ``client`` only where stable refuses it too, and an arm that is stable's
+own version is not asked twice.
+
+Shadows get copies after the client has its answer (``serve.shadows``).
 
 Everything here runs on one event loop.
 
@@ -36,7 +41,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -47,13 +52,15 @@ from serve.observer import Observer
 from serve.observing import Observed
 from serve.plan import Plan, Report, VariantPlan
 from serve.routing import Lanes, Route, Routing
+from serve.shadows import ShadowLimits, Shadows
 from serve.shapes import ShapeMemory
 from serve.socket_lane import LaneLostError
 from serve.spans import CURRENT, Sampled
 from serve.split import AssignmentReason
 from serve.tally import Tally
+from serve.variant import Outcome
 
-__all__ = ["Router", "ShadowLimits"]
+__all__ = ["Router"]
 
 _logger = logging.getLogger(__name__)
 
@@ -61,29 +68,6 @@ _RETRIED = (b"x-chancery-retried", b"1")
 _MODEL_RAISED = b"Encountered an unexpected error while evaluating the model"
 _LEARN_S = 0.25  # stable's answers are looked into this often
 _KEPT_TALLIES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class ShadowLimits:
-    """What copies may take.
-
-    Args:
-        copies: At a time.
-        total_bytes: Of all their bodies.
-    """
-
-    copies: int = 32
-    total_bytes: int = 32 << 20
-
-
-@dataclass(slots=True)  # not frozen: one is made for each request, and freezing costs a microsecond
-class _Outcome:
-    """What asking a variant gave: always something to tell a client."""
-
-    answer: Answer
-    error: ErrorClass | None
-    rows: int
-    ms: float
 
 
 class Router:
@@ -112,7 +96,8 @@ class Router:
         self._lanes = lanes
         self._log = log
         self.observer = observer
-        self._shadow = shadow or ShadowLimits()
+        self._limits = shadow or ShadowLimits()
+        self.shadows = Shadows(self._limits, _ask_copy)
         self._warm_s = warm_s
         self._routing: Routing | None = None
         self._offered = -1
@@ -120,10 +105,7 @@ class Router:
         self._tallies: dict[tuple[str, str, str], Tally] = {}
         self._sequence = 0
         self._unanswered: Report | None = None
-        self._copies: set[asyncio.Task[None]] = set()
-        self._copied_bytes = 0
         self._learned = 0.0
-        self.copies_dropped = 0
 
     # -- plans and reports
 
@@ -154,7 +136,9 @@ class Router:
         """
         if plan.revision <= self._offered:
             return
-        routing = Routing.of(plan, self._lanes, self._tally_of, self._routing)
+        routing = Routing.of(
+            plan, self._lanes, self._tally_of, self._routing, self._limits.answer_bytes
+        )
         self._offered = plan.revision
         if self._switching is not None:
             self._switching.cancel()
@@ -180,8 +164,9 @@ class Router:
     def _switch(self, routing: Routing) -> None:
         before, self._routing = self._routing, routing
         if before is not None:
+            anew = before.experiment_id != routing.experiment_id
             for name in before.routes.keys() | routing.routes.keys():
-                if before.application_of(name) != routing.application_of(name):
+                if anew or before.application_of(name) != routing.application_of(name):
                     # What was not told yet is of another model under the same name.
                     for side in (before, routing):
                         if name in side.routes:
@@ -213,7 +198,15 @@ class Router:
                 taken, observed = self.observer.fill(taken), self.observer.observed()
             deltas = {name: delta for name, delta in taken.items() if delta}
             self._sequence += 1
-            self._unanswered = Report(self.source, self._sequence, deltas, lanes, observed)
+            self._unanswered = Report(
+                self.source,
+                self._sequence,
+                deltas,
+                lanes,
+                observed,
+                self._routing.experiment_id if self._routing else "",
+                self.shadows.take(self._routing),
+            )
         else:
             self._unanswered = replace(self._unanswered, lanes=lanes)
         return self._unanswered
@@ -227,8 +220,7 @@ class Router:
         """Finish what is on its way."""
         if self._switching is not None:
             self._switching.cancel()
-        for task in list(self._copies):
-            task.cancel()
+        self.shadows.close()
         if self.observer is not None:
             self.observer.close()
         await self._lanes.close()
@@ -254,12 +246,15 @@ class Router:
         judged = assignment.reason is not AssignmentReason.OVERRIDE
         content_type = headers.get("content-type")
         first = await _ask(route, content_type, body)
-        if route is routing.stable:
+        stables = routing.is_stable(route)
+        if stables:
             error = first.error
             if error is None:
                 if routing.compares:
                     self._learn(routing, first)
-            elif error is ErrorClass.CLIENT and not routing.plan.retry_on_stable:
+            elif error is ErrorClass.CLIENT and not (
+                routing.plan.retry_on_stable and routing.plan.experiment is None
+            ):
                 error = _refusal(first.answer)
             route.tally.add(error, first.ms, judged=judged)
             answer = first.answer
@@ -270,7 +265,8 @@ class Router:
         if observer is not None and observer.on and judged and error is None:
             observer.saw(route.variant.plan, content_type, body, first.answer, first.ms)
         if routing.shadows:
-            self._copy(routing, content_type, body, answer)
+            stables = stables or answer is not first.answer
+            self.shadows.copy(routing, content_type, body, answer, stables=stables)
         if self._log is not None:
             self._log.add(answer, headers, assignment, first.ms, error)
         here = CURRENT.get()
@@ -281,7 +277,7 @@ class Router:
         return answer
 
     async def _settle(
-        self, routing: Routing, first: _Outcome, content_type: str | None, body: bytes
+        self, routing: Routing, first: Outcome, content_type: str | None, body: bytes
     ) -> tuple[ErrorClass | None, Answer]:
         """Whose fault it is, and what the client is told, when another than stable was asked."""
         error = first.error
@@ -308,57 +304,26 @@ class Router:
         if error is ErrorClass.WRONG_SHAPE:
             return ErrorClass.SHARED, first.answer  # nobody knows better
         if second.error is ErrorClass.CLIENT:
+            if routing.plan.experiment is not None and error is ErrorClass.CLIENT:
+                raised = _refusal(first.answer) is ErrorClass.RAISED
+                error = ErrorClass.SHARED if raised else error
             return (error if error is ErrorClass.CLIENT else ErrorClass.SHARED), retried
         return ErrorClass.SHARED, first.answer
 
-    def _doubtful(self, routing: Routing, outcome: _Outcome) -> bool:
+    def _doubtful(self, routing: Routing, outcome: Outcome) -> bool:
         hello = routing.stable.variant.pool.hello if routing.stable else None
         row_wise = hello is not None and hello.batchable
         return routing.shapes.doubtful(outcome.answer, outcome.rows if row_wise else 0)
 
-    def _learn(self, routing: Routing, outcome: _Outcome, *, at_once: bool = False) -> None:
+    def _learn(self, routing: Routing, outcome: Outcome, *, at_once: bool = False) -> None:
         """Look into some of stable's good answers."""
         now = perf_counter()
         if at_once or now - self._learned >= _LEARN_S or not routing.shapes:
             self._learned = now
             routing.shapes.learn(outcome.answer)
 
-    # -- shadows
 
-    def _copy(
-        self, routing: Routing, content_type: str | None, body: bytes, answer: Answer
-    ) -> None:
-        for route in routing.shadows:
-            room = self._copied_bytes + len(body) <= self._shadow.total_bytes
-            if len(self._copies) >= self._shadow.copies or not room:
-                self.copies_dropped += 1
-                continue
-            self._copied_bytes += len(body)
-            task = asyncio.get_running_loop().create_task(
-                self._ask_shadow(route, content_type, body, answer)
-            )
-            self._copies.add(task)
-            task.add_done_callback(self._copies.discard)
-
-    async def _ask_shadow(
-        self, route: Route, content_type: str | None, body: bytes, answer: Answer
-    ) -> None:
-        try:
-            found = await _ask_copy(route, content_type, body)
-        finally:
-            self._copied_bytes -= len(body)
-        error = found.error
-        if answer.status < 400:
-            if error is ErrorClass.CLIENT:
-                error = ErrorClass.RAISED
-            elif error is None and ShapeMemory.differ(answer, found.answer):
-                error = ErrorClass.WRONG_SHAPE
-        elif error is not None:
-            error = ErrorClass.CLIENT if error is ErrorClass.CLIENT else ErrorClass.SHARED
-        route.tally.add(error, found.ms)
-
-
-def _ask(route: Route, content_type: str | None, body: bytes) -> Coroutine[Any, Any, _Outcome]:
+def _ask(route: Route, content_type: str | None, body: bytes) -> Coroutine[Any, Any, Outcome]:
     """Ask a variant; whatever goes wrong is an answer too."""
     above = CURRENT.get()
     if above is None:
@@ -368,7 +333,7 @@ def _ask(route: Route, content_type: str | None, body: bytes) -> Coroutine[Any, 
 
 async def _ask_traced(
     above: Sampled, route: Route, content_type: str | None, body: bytes
-) -> _Outcome:
+) -> Outcome:
     here = above.child(f"ask {route.variant.name}")
     with here.current():
         here.note_variant(route.variant.plan)
@@ -379,7 +344,7 @@ async def _ask_traced(
     return found
 
 
-async def _ask_copy(route: Route, content_type: str | None, body: bytes) -> _Outcome:
+async def _ask_copy(route: Route, content_type: str | None, body: bytes) -> Outcome:
     """Ask a shadow: no part of the request's time, so its spans are a trace of their own."""
     request = CURRENT.get()
     if request is None:
@@ -392,7 +357,7 @@ async def _ask_copy(route: Route, content_type: str | None, body: bytes) -> _Out
     return found
 
 
-async def _asked(route: Route, content_type: str | None, body: bytes) -> _Outcome:
+async def _asked(route: Route, content_type: str | None, body: bytes) -> Outcome:
     begun = perf_counter()
     rows = 0
     error: ErrorClass | None
@@ -415,7 +380,7 @@ async def _asked(route: Route, content_type: str | None, body: bytes) -> _Outcom
         _logger.exception("asking %s failed", route.variant.name)
         answer, error = failed(), ErrorClass.RAISED
         ms = (perf_counter() - begun) * 1e3
-    return _Outcome(answer, error, rows, ms)
+    return Outcome(answer, error, rows, ms)
 
 
 def _classes(status: int) -> ErrorClass:

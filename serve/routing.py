@@ -22,9 +22,10 @@ from pathlib import Path
 from serve.batching import BatchLimits
 from serve.keys import KeyReader, key_reader
 from serve.lanes import LanePool, RemoteLane, socket_folder
-from serve.plan import Plan, VariantPlan
+from serve.plan import Plan, ShadowPlan, VariantPlan
 from serve.shapes import ShapeMemory
-from serve.split import Assignment, Split
+from serve.split import ArmSplit, Assignment, Split
+from serve.stream import LARGEST_FRAME
 from serve.tally import Tally
 from serve.variant import Variant
 
@@ -100,16 +101,26 @@ class Routing:
     """
 
     def __init__(self, plan: Plan, routes: Mapping[str, Route], shapes: ShapeMemory) -> None:
-        named = {name for name, _ in plan.weights} | set(plan.shadows)
+        named = {name for name, _ in plan.weights} | {shadow.name for shadow in plan.shadows}
         if not named <= routes.keys():
             raise ValueError(f"the plan has no variant {sorted(named - routes.keys())}")
         self.plan = plan
         self.routes = dict(routes)
         self.stable = self.routes.get(STABLE)
-        self.shadows = tuple(self.routes[name] for name in plan.shadows)
+        self.shadows: tuple[tuple[ShadowPlan, Route], ...] = tuple(
+            (shadow, self.routes[shadow.name]) for shadow in plan.shadows
+        )
+        self.experiment_id = "" if plan.experiment is None else plan.experiment.id
         self.shapes = shapes
         self.compares = len(self.routes) > 1
-        self._split = Split(plan.weights, plan.salt) if plan.weights else None
+        self._wishes = {name for name, _ in plan.weights}
+        self._split: Split | ArmSplit | None = (
+            Split(plan.weights, plan.salt) if plan.weights else None
+        )
+        if self._split is not None and plan.experiment is not None:
+            found = plan.experiment
+            self._split = ArmSplit(found.name, found.stretches, self._wishes - {STABLE}, STABLE)
+            self._wishes |= {STABLE}
         self._key: KeyReader | None = key_reader(plan.sticky) if plan.sticky else None
         self._override = plan.override.lower() if plan.override else None
 
@@ -120,12 +131,24 @@ class Routing:
         lanes: Lanes,
         tally_of: Callable[[VariantPlan], Tally],
         before: Routing | None = None,
+        shadow_bytes: int = LARGEST_FRAME,
     ) -> Routing:
-        """A plan with its lanes; what the one ``before`` it knows of stable's answers is kept."""
+        """A plan with its lanes; what the one ``before`` it knows of stable's answers is kept.
+
+        Args:
+            plan: What to do.
+            lanes: Of all applications.
+            tally_of: What is counted of a variant.
+            before: The plan before it, ready.
+            shadow_bytes: Of a batch of a shadow's answers.
+        """
         routes = {
             found.name: Route(Variant(found, lanes.pool(found.application)), tally_of(found))
             for found in plan.variants
         }
+        copied = {shadow.name for shadow in plan.shadows}
+        for name, route in routes.items():
+            route.variant.pool.limit(shadow_bytes if name in copied else LARGEST_FRAME)
         shapes = ShapeMemory()
         if before is not None and before.application_of(STABLE) == _application(plan, STABLE):
             shapes = before.shapes
@@ -141,14 +164,20 @@ class Routing:
             return None
         key = self._key(body, headers) if self._key else None
         wish = headers.get(self._override) if self._override else None
-        if wish and wish in self.routes and all(wish != name for name, _ in self._split.weights):
+        if wish not in self._wishes:
             wish = None  # a shadow is nobody's to ask for
         return self._split.assign(key, override=wish, draw=random.random)
+
+    def is_stable(self, route: Route) -> bool:
+        """Whether stable's own replicas answer there, under whatever name."""
+        return self.stable is not None and route.variant.pool is self.stable.variant.pool
 
     @property
     def answering(self) -> bool:
         """Whether some variant with traffic has a lane."""
         shares = self.plan.weights
+        if self.plan.experiment is not None and self.plan.retry_on_stable:
+            shares = (*shares, (STABLE, 1.0))  # it answers for any arm
         return not self.plan.closed and any(
             share and self.routes[name].variant.pool.lanes for name, share in shares
         )

@@ -6,8 +6,9 @@ the last owns a stretch, in the order given, and the last (stable) owns the rest
 never leaves it, and none goes back to stable, while weights only grow.
 
 *Experiments.* CRC-32 is linear: the places of a key under two salts of one length differ by a
-constant, so two experiments of equal arms would have the very same groups. ``assign_arm`` hashes
-with BLAKE2b, keyed by the experiment's name: groups of different experiments are independent.
+constant, so two experiments of equal arms would have the very same groups. `ArmSplit` hashes with
+BLAKE2b, keyed by the experiment's name: groups of different experiments are independent. Arms own
+stretches that move as little as possible when shares change (``governance.arms``).
 
 Example::
 
@@ -18,24 +19,32 @@ Example::
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
+from itertools import accumulate
 from zlib import crc32
 
+from governance.arms import WHOLE, Stretches
 from governance.errors import ConfigurationError
-from serve.config import ABTestConfig
 
-__all__ = ["Assignment", "AssignmentReason", "Split", "assign_arm", "place_of"]
+__all__ = ["ArmSplit", "Assignment", "AssignmentReason", "Split", "place_of"]
 
 
 class AssignmentReason(StrEnum):
-    """Why a request went where it went."""
+    """Why a request went where it went.
+
+    ``UNKEYED``: without a key nobody takes part in an experiment. ``AWAY``: the key's arm does not
+    answer now. Stable answered both.
+    """
 
     STICKY = "sticky"
     OVERRIDE = "override"
     RANDOM = "random"
+    UNKEYED = "unkeyed"
+    AWAY = "away"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +55,17 @@ class Assignment:
         variant: Name of the variant or arm.
         reason: Why.
         place: Its place on the line from 0 to 1; the same key has the same place.
+        experiment: Name of the experiment that dealt it; empty: none did.
+        arm: The arm that the key belongs to, whoever answered.
+        key: Hex of the key's hash under the experiment's name; never the key.
     """
 
     variant: str
     reason: AssignmentReason
     place: float
-
-    def to_dict(self) -> dict[str, str]:
-        """For the log of assignments."""
-        return {
-            "variant": self.variant,
-            "reason": self.reason.value,
-            "place": f"{self.place:.9f}",
-        }
+    experiment: str = ""
+    arm: str = ""
+    key: str = ""
 
 
 def place_of(salt: str, key: str) -> float:
@@ -118,19 +125,56 @@ class Split:
         return Assignment(_owner(self.weights, place), reason, place)
 
 
-def assign_arm(experiment: ABTestConfig, key: str) -> Assignment:
-    """The arm of a key: the same whenever and wherever it is asked.
+class ArmSplit:
+    """The arms of an experiment: whose clients are whose (``governance.arms.Stretches``).
 
-    Raises:
-        ValueError: the key is empty; whoever cannot be told apart takes no part in an experiment.
+    Args:
+        experiment: Its name; groups of experiments of different names are independent.
+        stretches: Whose which piece of the line is.
+        open_arms: Arms that answer; clients of another are answered by ``fallback`` meanwhile, and
+            so are requests without a key: who cannot be told apart takes no part.
+        fallback: Whoever answers then.
     """
-    if not key:
-        raise ValueError("an assignment needs a key")
-    person = blake2b(experiment.name.encode(), digest_size=16).digest()
-    hashed = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, key=person).digest()
-    place = (int.from_bytes(hashed, "big") >> 11) / 2**53
-    weights = tuple((arm.name, arm.weight) for arm in experiment.arms)
-    return Assignment(_owner(weights, place), AssignmentReason.STICKY, place)
+
+    def __init__(
+        self,
+        experiment: str,
+        stretches: Stretches,
+        open_arms: Collection[str],
+        fallback: str = "stable",
+    ) -> None:
+        self._experiment = experiment
+        self._person = blake2b(experiment.encode(), digest_size=16).digest()
+        self._arms = [name for name, _ in stretches]
+        self._edges = [edge / WHOLE for edge in accumulate(parts for _, parts in stretches)]
+        self._open = frozenset(open_arms)
+        self._fallback = fallback
+
+    def assign(
+        self,
+        key: str | None,
+        *,
+        override: str | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> Assignment:
+        """The arm of a request: the same whenever and wherever the same key is asked.
+
+        Args:
+            key: What keeps a client with its arm.
+            override: A tester's wish; granted where it names an arm that is open.
+            draw: A number in [0, 1), for the place of requests without a key.
+        """
+        if override in self._open or override == self._fallback:
+            return Assignment(override, AssignmentReason.OVERRIDE, draw(), self._experiment)
+        if not key:
+            return Assignment(self._fallback, AssignmentReason.UNKEYED, draw(), self._experiment)
+        hashed = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, key=self._person)
+        place = (int.from_bytes(hashed.digest(), "big") >> 11) / 2**53
+        arm = self._arms[min(bisect_right(self._edges, place), len(self._arms) - 1)]
+        answers, reason = arm, AssignmentReason.STICKY
+        if arm not in self._open:
+            answers, reason = self._fallback, AssignmentReason.AWAY
+        return Assignment(answers, reason, place, self._experiment, arm, hashed.hexdigest())
 
 
 def _owner(weights: tuple[tuple[str, float], ...], place: float) -> str:

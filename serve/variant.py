@@ -8,11 +8,24 @@ Example::
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from serve.answer import Answer, OverloadedError
+from serve.delta import ErrorClass
 from serve.lanes import LanePool
 from serve.plan import VariantPlan
 
-__all__ = ["Variant"]
+__all__ = ["Outcome", "Variant"]
+
+
+@dataclass(slots=True)  # not frozen: one is made for each request, and freezing costs a microsecond
+class Outcome:
+    """What asking a variant gave: always something to tell a client."""
+
+    answer: Answer
+    error: ErrorClass | None
+    rows: int
+    ms: float
 
 
 class Variant:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from governance.deployment_control import StoredDecision
 from governance.deployment_records import DeploymentRecord, DeploymentStatus, time_text
+from serve.arm_views import arm_bars, arm_lines, arm_places
 from serve.course import Course
 from serve.evidence import CanaryTestKind
 from serve.records import Phase
@@ -27,6 +28,7 @@ __all__ = ["as_panel", "as_table", "course_of", "describe", "explain", "explaine
 _COLOURS = {
     DeploymentStatus.SERVING: "green",
     DeploymentStatus.ROLLING_OUT: "cyan",
+    DeploymentStatus.EXPERIMENTING: "cyan",
     DeploymentStatus.STARTING: "yellow",
     DeploymentStatus.UNHEALTHY: "red",
     DeploymentStatus.CLOSED: "red",
@@ -66,6 +68,8 @@ def as_table(records: Sequence[DeploymentRecord]) -> Table:
         status = Text(record.status.value.replace("_", " "), _COLOURS[record.status])
         if place := _place(record):
             status.append(f"\n{place}", "dim")
+        for place in arm_places(record):
+            status.append(f"\n{place}", "dim")
         table.add_row(
             record.route,
             record.environment,
@@ -92,6 +96,7 @@ def describe(record: DeploymentRecord) -> list[str]:
         lines.append(f"began      {record.rollout_by}, {time_text(record.rollout_ms or 0)}")
     elif place := _place(record):
         lines.append(f"rollout    the last one was {place}")
+    lines += arm_lines(record, course.beside)
     if record.previous is not None:
         lines.append(f"before     {record.uri_of(record.previous)}")
     signers = record.provenance.get("signers")
@@ -199,12 +204,15 @@ def _bars(record: DeploymentRecord, rollout: RolloutState | None) -> Table:
     running = rollout is not None and not rollout.phase.terminal and record.canary is not None
     share = rollout.percent if running and rollout is not None else 0.0
     grid = Table.grid(padding=(0, 1))
-    rows = [("stable", record.stable, 0.0 if record.closed else 100 - share, "green")]
+    arms, taken = arm_bars(record, course_of(record).beside)
+    rest = 0.0 if record.closed else 100 - share - taken
+    rows = [("stable", record.uri_of(record.stable), rest, "green")]
     if record.canary is not None:
-        rows.append(("canary", record.canary, share, "cyan"))
-    for name, served, percent, colour in rows:
+        rows.append(("canary", record.uri_of(record.canary), share, "cyan"))
+    rows += [(name, uri, percent, "magenta") for name, uri, percent in arms]
+    for name, uri, percent, colour in rows:
         bar = ProgressBar(100, percent, width=40, complete_style=colour, finished_style=colour)
-        grid.add_row(name, record.uri_of(served), bar, f"{percent:g} %")
+        grid.add_row(name, uri, bar, f"{percent:g} %")
     return grid
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class Moody(mlflow.pyfunc.PythonModel):
             return good.reshape(-1, 1)
         if mood == "short":
             return good[:0]
+        if mood == "flood":
+            return ["x" * (40 << 20)]
         if mood == "text":
             return [str(value) for value in good]
         return good
@@ -251,17 +254,24 @@ class Fleet:
             return answer.status, answer.read(), {k.lower(): v for k, v in answer.getheaders()}
 
     @contextmanager
-    def load(self, clients: int = 8) -> Iterator[Load]:
-        """Clients that ask without a pause, each on its connection; anew when it breaks."""
+    def load(self, clients: int = 8, *, keyed: bool = False) -> Iterator[Load]:
+        """Clients that ask without a pause, each on its connection; anew when it breaks.
+
+        ``keyed``: each request is another user's, in the header ``x-user``.
+        """
         load, ended, lock = Load(), threading.Event(), threading.Lock()
+        users = count()
 
         def client() -> None:
+            headers = dict(HEADERS)
             while not ended.is_set():
                 with self.connection() as connection:
                     try:
                         while not ended.is_set():
                             begun = time.monotonic()
-                            connection.request("POST", "/invocations", BODY, HEADERS)
+                            if keyed:
+                                headers["x-user"] = f"user-{next(users)}"
+                            connection.request("POST", "/invocations", BODY, headers)
                             answer = connection.getresponse()
                             answer.read()
                             took = time.monotonic() - begun

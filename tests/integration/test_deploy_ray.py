@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,12 @@ def cluster() -> Iterator[None]:
 
 
 class Clients:
-    """Ask without a pause until the end; what they were told."""
+    """Ask without a pause until the end; what they were told. Each request is another user's."""
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self.users = count()
+        self.variants: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
         self.versions: Counter[str] = Counter()
         self.lost = 0
@@ -78,9 +81,10 @@ class Clients:
     def ask(self) -> tuple[int, bytes, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            headers = {"content-type": "application/json"}
+            headers = {"content-type": "application/json", "x-user": f"u{next(self.users)}"}
             connection.request("POST", "/invocations", BODY, headers)
             answer = connection.getresponse()
+            self.variants[answer.getheader("x-chancery-variant", "")] += 1
             return answer.status, answer.read(), answer.getheader("x-chancery-model") or ""
         finally:
             connection.close()
@@ -97,7 +101,7 @@ class Clients:
             time.sleep(0.01)
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> None:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 150.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -188,3 +192,89 @@ def test_bytes_that_were_tampered_with_get_no_request(scenario: Scenario, cluste
     decision = store.decisions(store.find("fraud").deploy_id)[-1].document
     assert decision["outcome"] == "quarantined", decision
     assert "TAMPERED" in " ".join(decision["explanation"])
+
+
+@pytest.mark.timeout(900)
+def test_an_experiment_and_a_shadow_from_start_to_end(scenario: Scenario, cluster: None) -> None:
+    from ray import serve
+
+    for _ in range(4):
+        scenario.train()
+    store, port = open_deployments(scenario.uri), free_port()
+
+    def chancery(*args: str) -> Any:
+        result = CliRunner().invoke(main, ["deploy", *args, "--uri", scenario.uri, "--json"])
+        assert result.exit_code == 0, (result.output, result.stderr)
+        return json.loads(result.stdout)
+
+    def results() -> dict[str, Any]:
+        found = chancery("results", "fraud")["experiment"]
+        return {} if found is None else {arm["name"]: arm for arm in found["arms"]}
+
+    def share(**weights: int) -> Any:
+        arms = [f"{name}=models:/fraud/{version}:{weights[name]}"
+                for version, name in enumerate(("control", "fresh", "bold"), 1)]  # fmt: skip
+        listed = [part for arm in arms for part in ("--arm", arm)]
+        return chancery("experiment", "fraud", *listed, "--name", "ab", "--sticky", "header:x-user")
+
+    deployed = chancery("models:/fraud/1", "--env", "sandbox", "--port", str(port), "--cpus", "0.1")
+    clients = Clients(port)
+
+    def answers() -> bool:
+        try:
+            return clients.ask()[0] == 200
+        except OSError:
+            return False
+
+    wait_for(answers, "the route answers")
+    folder = scenario.model_folder(3)
+    victim = next(path for path in folder.rglob("*") if path.suffix in (".pkl", ".skops"))
+    os.chmod(victim, 0o644)
+    victim.write_bytes(victim.read_bytes() + b"x")
+    share(control=40, fresh=40, bold=20)
+    chancery("shadow", "fraud", "models:/fraud/4", "--percent", "50")
+    with clients:
+        wait_for(lambda: results().get("fresh", {}).get("state") == "open", "an arm answers")
+        wait_for(lambda: chancery("results", "fraud")["shadow"]["same"] > 20, "copies are compared")
+        wait_for(lambda: results()["fresh"]["requests"] > 50, "requests are counted")
+        before = results()
+        actor = ray.get_actor(actor_name(deployed["deployId"]), namespace=NAMESPACE)
+        ray.kill(actor, no_restart=False)
+        share(control=20, fresh=60, bold=20)
+        wait_for(lambda: store.find("fraud").fence >= 2, "another controller took over")
+        counted = results()["fresh"]["requests"]
+        assert counted >= before["fresh"]["requests"], "counts survive a takeover"
+        wait_for(lambda: results()["fresh"]["requests"] > counted + 50, "it goes on counting")
+        clients.variants.clear()
+        wait_for(lambda: clients.variants.total() > 600, "the new shares are seen")
+        seen, total = clients.variants.copy(), clients.variants.total()
+        for name, part in (("control", 0.2), ("fresh", 0.6), ("stable", 0.2)):
+            spread = 5 * (total * part * (1 - part)) ** 0.5
+            assert abs(seen[name] - total * part) < spread, seen
+        assert results()["bold"]["requests"] == 0, "bytes that do not verify answer nobody"
+        assert "bold" not in clients.variants
+        scenario.backend.revoke("fraud", 2, "it leaks")
+
+        def arms() -> set[str]:
+            clients.variants.clear()
+            wait_for(lambda: clients.variants.total() > 60, "clients ask")
+            return set(clients.variants)
+
+        wait_for(lambda: arms() == {"control", "stable"}, "the revoked arm's clients are stable's")
+    assert set(clients.statuses) == {200}, clients.statuses
+    assert clients.lost == 0
+    alerts = [e["data"]["text"] for e in scenario.events() if e["type"].endswith(":alerted")]
+    assert any("arm 'bold'" in text and "TAMPERED" in text for text in alerts), alerts
+    assert any("arm 'fresh'" in text and "it leaks" in text for text in alerts), alerts
+    assert chancery("experiment", "fraud", "--end", "--keep", "control")["experiment"] is None
+    assert chancery("shadow", "fraud", "--off")["shadow"] is None
+
+    def left() -> list[str]:
+        short = deployed["deployId"][:12]
+        return [name for name in serve.status().applications if name.startswith(short)]
+
+    names = {f"{deployed['deployId'][:12]}-{name}" for name in ("v1", "gateway")}
+    wait_for(lambda: set(left()) == names, "arms and shadow are taken down")
+    assert results()["control"]["state"] == "ended"
+    chancery("delete", "fraud")
+    wait_for(lambda: not left(), "nothing is left")

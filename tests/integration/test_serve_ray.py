@@ -10,12 +10,16 @@ import math
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import ray
 from ray import serve
 
+from governance.arms import Stretches, stretched
+from serve.agreement import Agreement
 from serve.answer import JSON
+from serve.plan import ExperimentPlan, Plan, ShadowPlan, VariantPlan
 from serve.replica import DEPLOYMENT, ModelSpec, model_application, refusal_in
 from serve.scoring import Identity, Scorer
 from tests.integration.fleet import (
@@ -297,6 +301,176 @@ def test_the_access_log_names_version_and_reason(fleet: Fleet) -> None:
     wait_for(lines)
     (line,) = lines()
     assert (line["variant"], line["version"], line["reason"]) == ("canary", "4", "override")
+
+
+# -- experiments and shadows
+
+
+WEIGHTS = {"control": "50", "fresh": "30", "bold": "20"}
+
+
+def experiment(fleet: Fleet, stretches: Stretches, bold: str = "bold-5") -> Plan:
+    """Three arms; the first is stable's own version."""
+    shares = dict.fromkeys(WEIGHTS, 0)
+    for name, parts in stretches:
+        shares[name] += parts
+    fleet.revision += 1
+    return Plan(
+        fleet.revision,
+        (
+            VariantPlan("stable", "fraud", "3", "stable-3", 10.0),
+            VariantPlan("control", "fraud", "3", "stable-3", 10.0),
+            VariantPlan("fresh", "fraud", "4", "canary-4", 5.0),
+            VariantPlan("bold", "fraud", "5", bold, 5.0),
+        ),
+        tuple((name, parts / 10_000) for name, parts in shares.items()),
+        sticky="header:x-user",
+        experiment=ExperimentPlan(f"e{fleet.revision}", "ab", stretches),
+    )
+
+
+def arms_of(fleet: Fleet, keys: int) -> dict[str, str]:
+    """Which arm answers which user."""
+    found = {}
+    with fleet.connection() as client:
+        for number in range(keys):
+            headers = {**HEADERS, "x-user": f"u{number}"}
+            client.request("POST", "/invocations", BODY, headers)
+            answer = client.getresponse()
+            answer.read()
+            assert answer.status == 200
+            found[f"u{number}"] = answer.getheader("x-chancery-variant", "")
+    return found
+
+
+def test_three_arms_share_the_clients_and_shares_change_live(fleet: Fleet) -> None:
+    bold = fleet.model("bold-5", "5", fleet.stable_uri)
+    serve.run(model_application(bold), name="bold-5", route_prefix=None)
+    stable = fleet.pids("stable-3")
+    try:
+        before = stretched(WEIGHTS)
+        fleet.follow(experiment(fleet, before))
+        first = arms_of(fleet, 1500)
+        for name, weight in WEIGHTS.items():
+            share = float(weight) / 100
+            spread = 4.5 * math.sqrt(1500 * share * (1 - share))
+            found = sum(arm == name for arm in first.values())
+            assert abs(found - 1500 * share) < spread, (name, found)
+        assert arms_of(fleet, 300) == {f"u{n}": first[f"u{n}"] for n in range(300)}
+        with fleet.load(CLIENTS, keyed=True) as load:
+            for weights in (
+                {"control": "50", "fresh": "45", "bold": "5"},
+                {"control": "20", "fresh": "20", "bold": "60"},
+                {"control": "50", "fresh": "40", "bold": "10"},
+            ):
+                before = stretched(weights, before)
+                fleet.follow(experiment(fleet, before))
+                time.sleep(0.3)
+        assert load.lost == 0
+        assert set(load.statuses) == {200}
+        assert set(load.variants) == set(WEIGHTS)
+        assert fleet.pids("stable-3") == stable, "nothing was restarted"
+        grown = stretched({"control": "50", "fresh": "45", "bold": "5"}, before)
+        had = arms_of(fleet, 600)
+        fleet.follow(experiment(fleet, grown))
+        has = arms_of(fleet, 600)
+        moved = {(had[key], has[key]) for key in had if had[key] != has[key]}
+        assert moved == {("bold", "fresh")}, "growing an arm moves nobody else"
+        fleet.mood("raise")
+        with fleet.load(CLIENTS, keyed=True) as load:
+            time.sleep(1)
+        assert set(load.statuses) == {200}
+        assert load.retried > 0, "stable answers for the arm"
+    finally:
+        fleet.mood("good")
+        fleet.follow(fleet.plan())
+        serve.delete("bold-5")
+
+
+def test_stable_answers_the_clients_of_an_arm_that_nobody_serves(fleet: Fleet) -> None:
+    plan = experiment(fleet, stretched(WEIGHTS), bold="nobody-5")
+    away = replace(plan, weights=(("control", 50.0), ("fresh", 30.0), ("stable", 20.0)))
+    fleet.follow(away)
+    found = arms_of(fleet, 300)
+    assert set(found.values()) == {"control", "fresh", "stable"}
+    with fleet.load(CLIENTS, keyed=True) as load:  # were it open all the same, stable answers too
+        fleet.follow(replace(plan, revision=plan.revision + 1))
+        fleet.revision += 1
+        time.sleep(0.5)
+    assert load.lost == 0
+    assert set(load.statuses) == {200}
+
+
+def shadowed(fleet: Fleet, shadow: ShadowPlan | None = None) -> Plan:
+    plan = fleet.plan()
+    stable, canary = plan.variants
+    variant = replace(canary, name="shadow", timeout_s=0.5)
+    shadow = shadow or ShadowPlan("shadow", f"s{plan.revision}", max_in_flight=4)
+    return replace(
+        plan, variants=(stable, variant), weights=(("stable", 100.0),), shadows=(shadow,)
+    )
+
+
+def agreement(fleet: Fleet, plan: Plan) -> Agreement:
+    """What came of a shadow's copies, as it was reported."""
+    fleet.settled()
+    total = Agreement()
+    for report in fleet.reports():
+        total += report.shadows.get(plan.shadows[0].id, Agreement())
+    return total
+
+
+def test_a_shadow_is_compared_and_a_part_is_copied(fleet: Fleet) -> None:
+    whole = shadowed(fleet, ShadowPlan("shadow", "whole", max_in_flight=64))
+    fleet.follow(whole)
+    for _ in range(50):
+        assert fleet.ask()[0] == 200
+    assert agreement(fleet, whole) == Agreement(same=50)
+    fleet.mood("short")
+    for _ in range(5):
+        assert fleet.ask()[2]["x-chancery-variant"] == "stable"
+    assert agreement(fleet, whole) == Agreement(same=50, different=5)
+    fleet.mood("good")
+    part = shadowed(fleet, ShadowPlan("shadow", "part", percent=10.0, max_in_flight=64))
+    fleet.follow(part)
+    with fleet.load(CLIENTS) as load:
+        time.sleep(1)
+    asked, found = load.statuses[200], agreement(fleet, part)
+    copied = found.same + found.uncompared + found.dropped
+    assert abs(copied - asked / 10) < 4.5 * math.sqrt(asked * 0.09)
+    assert found.different == 0
+
+
+@pytest.mark.parametrize("mood", ["hang", "raise", "flood"])
+def test_a_shadow_neither_delays_nor_changes_an_answer(fleet: Fleet, mood: str) -> None:
+    """Not even one that hangs, crashes or answers with 40 MB; memory stays where it was."""
+    expected = json.loads(fleet.ask()[1])
+    plan = shadowed(fleet)
+    fleet.follow(plan)
+    wait_for(lambda: agreement(fleet, plan).same or fleet.ask()[0] != 200)
+    before = {pid: resident_bytes(pid) for pid in fleet.pids("gateway")}
+    fleet.mood(mood)
+    with fleet.load(CLIENTS) as load:
+        time.sleep(1)
+        for pid in fleet.pids("canary-4"):
+            fleet.kill(pid)
+        time.sleep(1)
+        assert json.loads(fleet.ask()[1]) == expected
+    fleet.mood("good")
+    assert load.lost == 0
+    assert set(load.statuses) == {200}
+    assert set(load.variants) == {"stable"}
+    assert load.retried == 0
+    assert load.slowest_s < 2, "a hanging shadow would take 600 s"
+    for pid, size in before.items():
+        assert resident_bytes(pid) - size < 64 << 20
+    found = agreement(fleet, plan)
+    assert found.dropped + found.uncompared > 0
+    with fleet.connection() as client:
+        client.request("GET", "/metrics")
+        text = client.getresponse().read().decode()
+    assert "chancery_shadow_dropped_total{" in text
+    wait_for(lambda: len(fleet.pids("canary-4")) == 1)
 
 
 def test_gateways_that_are_told_to_end_finish_what_they_have(cluster: Fleet) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import Connection
 
-from governance import deployment_control, deployments
+from governance import deployment_arms, deployment_control, deployments
+from governance.arms import ArmRecord, ExperimentRecord, ShadowRecord, stretched
 from governance.database import metadata
 from governance.deployment_control import Progress
 from governance.deployment_port import Look
@@ -84,6 +86,37 @@ class Store:
             return deployments.begin_canary(
                 connection, self.ledger, record, served(version), new, now_ms=0
             )
+
+    def experiment(
+        self, record: DeploymentRecord, weights: Mapping[str, str], versions: Mapping[str, int]
+    ) -> DeploymentRecord:
+        """Begin it, or change its shares."""
+        with self.engine.begin() as connection:
+            if record.experiment is not None:
+                return deployment_arms.change_experiment(connection, self.ledger, record, weights)
+            arms = tuple(ArmRecord(n, served(versions[n]), w) for n, w in weights.items())
+            new = ExperimentRecord(
+                uuid.uuid4().hex, "ab", "header:x-user", arms, stretched(weights), "ann", 5
+            )
+            return deployment_arms.begin_experiment(connection, self.ledger, record, new, {})
+
+    def end_experiment(self, record: DeploymentRecord, keep: str | None = None) -> DeploymentRecord:
+        with self.engine.begin() as connection:
+            return deployment_arms.end_experiment(connection, self.ledger, record, "so", keep)
+
+    def shadow(
+        self, record: DeploymentRecord, version: int, percent: str = "100"
+    ) -> DeploymentRecord:
+        """Begin it, or change its settings."""
+        new = ShadowRecord(uuid.uuid4().hex, served(version), percent, 8, "2", True, "ann", 5)
+        with self.engine.begin() as connection:
+            if record.shadow is not None:
+                return deployment_arms.change_shadow(connection, self.ledger, record, new)
+            return deployment_arms.begin_shadow(connection, self.ledger, record, new, {})
+
+    def end_shadow(self, record: DeploymentRecord) -> DeploymentRecord:
+        with self.engine.begin() as connection:
+            return deployment_arms.end_shadow(connection, self.ledger, record, "so")
 
     def find(self, name: str) -> DeploymentRecord:
         with self.engine.connect() as connection:

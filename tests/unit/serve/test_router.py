@@ -4,113 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from governance.errors import ConfigurationError
-from serve.answer import Answer
 from serve.delta import ErrorClass
-from serve.lanes import RemoteLane
 from serve.metrics import exposition
-from serve.plan import About, Plan, Report, VariantPlan
-from serve.router import Router, ShadowLimits
-from serve.routing import Lanes
-from serve.socket_lane import Hello, LaneLostError
-from tests.unit.serve.sums import body, scorer
-
-BODY = body((1, 2))
-HEADERS = {"content-type": "application/json"}
-
-Behaviour = Callable[[], Awaitable[Answer]]
-
-
-def says(text: bytes, status: int = 200) -> Behaviour:
-    async def behave() -> Answer:
-        return Answer(status, text)
-
-    return behave
-
-
-def predicts(value: Any) -> Behaviour:
-    return says(json.dumps({"predictions": value}).encode())
-
-
-async def hangs() -> Answer:
-    await asyncio.sleep(60)
-    raise AssertionError
-
-
-async def gone() -> Answer:
-    raise LaneLostError("gone")
-
-
-class World:
-    """Applications that behave as told, and a router that asks them."""
-
-    def __init__(self, **options: Any) -> None:
-        self.behaviours: dict[str, Behaviour] = {
-            "s": predicts([3.0]), "c": predicts([4.0]), "x": predicts([5.0]),
-        }  # fmt: skip
-        self.asked: dict[str, int] = {}
-        self.away: set[str] = set()
-        lanes = Lanes(Path("/nonexistent"), remote=self._remote)
-        self.router = Router("g", lanes, warm_s=0.3, **options)
-
-    def _remote(self, application: str) -> RemoteLane:
-        async def carry(batch: list[Any]) -> list[Answer]:
-            self.asked[application] = self.asked.get(application, 0) + len(batch)
-            return [await self.behaviours[application]() for _ in batch]
-
-        async def find() -> tuple[Any, Hello]:
-            if application in self.away:
-                raise LaneLostError("not yet")
-            return carry, Hello.of(scorer())
-
-        return find
-
-    async def start(self, plan: Plan) -> None:
-        self.router.offer(plan)
-        await asyncio.sleep(0.01)
-
-    async def ask(self, headers: dict[str, str] | None = None, sent: bytes = BODY) -> Answer:
-        return await self.router.submit(sent, {**HEADERS, **(headers or {})})
-
-    def report(self) -> Report:
-        report = self.router.report()
-        self.router.delivered(report.sequence)
-        return report
-
-
-def plan(canary: float = 100.0, revision: int = 1, **options: Any) -> Plan:
-    return Plan(
-        revision,
-        (
-            VariantPlan("stable", "fraud", "3", "s", timeout_s=0.2),
-            VariantPlan("canary", "fraud", "4", "c", timeout_s=0.1),
-            *options.pop("variants", ()),
-        ),
-        (("canary", canary), ("stable", 100.0 - canary)),
-        salt="fraud/r1",
-        **options,
-    )
-
-
-def run(test: Callable[[World], Coroutine[Any, Any, None]], **options: Any) -> None:
-    async def whole() -> None:
-        world = World(**options)
-        await test(world)
-        await asyncio.wait_for(world.router.close(), 10)
-
-    asyncio.run(asyncio.wait_for(whole(), 30))
-
-
-def header(answer: Answer, name: str) -> str | None:
-    found = dict(answer.headers).get(name.encode())
-    return None if found is None else found.decode()
+from serve.plan import About, Plan, VariantPlan
+from tests.unit.serve.router_world import (
+    BODY,
+    Behaviour,
+    World,
+    gone,
+    hangs,
+    header,
+    plan,
+    predicts,
+    run,
+    says,
+)
 
 
 def test_without_a_plan_nobody_answers() -> None:
@@ -296,54 +210,6 @@ def test_a_key_sticks_and_growing_moves_nobody_back(sticky: str, sent: Any) -> N
         assert await canaries() > first
 
     run(test)
-
-
-def test_a_shadow_gets_copies_that_nobody_waits_for() -> None:
-    async def test(world: World) -> None:
-        shadow = VariantPlan("shadow", "fraud", "5", "x", timeout_s=0.1)
-        await world.start(plan(canary=0.0, variants=(shadow,), shadows=("shadow",)))
-        assert json.loads((await world.ask()).body) == {"predictions": [3.0]}
-        await asyncio.sleep(0.02)
-        assert world.report().deltas["shadow"].requests == 1
-        world.behaviours["x"] = hangs
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        for _ in range(20):
-            assert (await world.ask()).status == 200
-        assert loop.time() - begun < 0.1
-        assert world.router.copies_dropped == 20 - 4
-        await asyncio.sleep(0.25)
-        assert world.report().deltas["shadow"].errors == {ErrorClass.TIMEOUT: 4}
-
-    run(test, shadow=ShadowLimits(copies=4))
-
-
-def test_a_shadow_is_compared_with_the_answer_the_client_got() -> None:
-    async def test(world: World) -> None:
-        shadow = VariantPlan("shadow", "fraud", "5", "x")
-        await world.start(plan(canary=0.0, variants=(shadow,), shadows=("shadow",)))
-        for behaviour in (predicts("text"), says(b"bad", 400), says(b"boom", 500)):
-            world.behaviours["x"] = behaviour
-            await world.ask()
-            await asyncio.sleep(0.02)
-        world.behaviours["s"] = says(b"bad", 400)
-        await world.ask()
-        await asyncio.sleep(0.02)
-        assert world.report().deltas["shadow"].errors == {
-            ErrorClass.WRONG_SHAPE: 1, ErrorClass.RAISED: 2, ErrorClass.SHARED: 1,
-        }  # fmt: skip
-
-    run(test)
-
-
-def test_copies_have_a_budget_in_bytes() -> None:
-    async def test(world: World) -> None:
-        shadow = VariantPlan("shadow", "fraud", "5", "x")
-        await world.start(plan(canary=0.0, variants=(shadow,), shadows=("shadow",)))
-        await world.ask()
-        assert world.router.copies_dropped == 1
-
-    run(test, shadow=ShadowLimits(total_bytes=10))
 
 
 def test_a_closed_plan_answers_nobody_and_says_why() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from hashlib import blake2b
+from itertools import accumulate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.errors import ConfigurationError
-from serve.config import ABTestConfig, Arm
-from serve.split import AssignmentReason, Split, assign_arm, place_of
+from governance.arms import WHOLE, Stretches, shares, stretched
+from governance.errors import ConfigurationError, RefusedError
+from serve.split import ArmSplit, AssignmentReason, Split, place_of
 
 keys = st.text(min_size=1, max_size=40)
 
@@ -82,27 +87,130 @@ def test_weights_that_cannot_be(weights: tuple[tuple[str, float], ...], words: s
     assert caught.value.remedy
 
 
-def experiment(name: str) -> ABTestConfig:
-    arms = tuple(Arm(name=arm, model="models:/m/1", weight=50) for arm in ("x", "y"))
-    return ABTestConfig(name=name, arms=arms, sticky="header:user")
+STRETCHES = (("x", 500_000), ("y", 500_000))
 
 
 def test_experiments_are_independent_of_each_other() -> None:
     """With CRC-32 and salts of one length the groups of both would be the same, or swapped."""
-    both = [
-        (
-            assign_arm(experiment("colour"), f"u{n}").variant,
-            assign_arm(experiment("layout"), f"u{n}").variant,
-        )
-        for n in range(4000)
-    ]
+    colour, layout = (ArmSplit(name, STRETCHES, ("x", "y")) for name in ("colour", "layout"))
+    both = [(colour.assign(f"u{n}").variant, layout.assign(f"u{n}").variant) for n in range(4000)]
     for pair in (("x", "x"), ("x", "y"), ("y", "x"), ("y", "y")):
         assert 0.22 < both.count(pair) / 4000 < 0.28
 
 
-def test_an_assignment_can_be_logged_and_needs_a_key() -> None:
-    assigned = assign_arm(experiment("colour"), "u1")
-    assert assigned == assign_arm(experiment("colour"), "u1")
-    assert set(assigned.to_dict()) == {"variant", "reason", "place"}
-    with pytest.raises(ValueError, match="key"):
-        assign_arm(experiment("colour"), "")
+def test_a_key_is_dealt_alike_everywhere_and_its_hash_can_be_made_again() -> None:
+    one, other = (ArmSplit("colour", STRETCHES, ("x", "y")) for _ in range(2))
+    assigned = one.assign("u1")
+    assert assigned == other.assign("u1")
+    assert (assigned.experiment, assigned.arm) == ("colour", assigned.variant)
+    person = blake2b(b"colour", digest_size=16).digest()
+    assert assigned.key == blake2b(b"u1", digest_size=8, key=person).hexdigest()
+    assert ArmSplit("layout", STRETCHES, ("x", "y")).assign("u1").key != assigned.key
+
+
+def test_who_has_no_key_takes_no_part() -> None:
+    split = ArmSplit("colour", STRETCHES, ("x", "y"))
+    for key in (None, ""):
+        assigned = split.assign(key)
+        assert (assigned.variant, assigned.reason) == ("stable", AssignmentReason.UNKEYED)
+        assert (assigned.arm, assigned.key) == ("", "")
+
+
+def test_stable_answers_for_an_arm_that_is_away_and_nobody_else_moves() -> None:
+    both, one = (ArmSplit("colour", STRETCHES, arms) for arms in (("x", "y"), ("y",)))
+    for n in range(500):
+        before, now = both.assign(f"u{n}"), one.assign(f"u{n}")
+        if before.arm == "x":
+            assert (now.variant, now.reason) == ("stable", AssignmentReason.AWAY)
+            assert now.arm == "x", "it is known whose client it is"
+        else:
+            assert now == before
+
+
+def test_testers_name_an_arm_that_is_open() -> None:
+    split = ArmSplit("colour", STRETCHES, ("y",))
+    for wish in ("y", "stable"):
+        assigned = split.assign("u1", override=wish)
+        assert (assigned.variant, assigned.reason) == (wish, AssignmentReason.OVERRIDE)
+        assert assigned.arm == ""
+    assert split.assign("u1", override="x") == split.assign("u1")
+
+
+# -- shares that change
+
+
+def moved(before: Stretches, after: Stretches, keys: int = 20_000) -> Counter[tuple[str, str]]:
+    """Who went from which arm to which."""
+    names = {name for name, _ in before}
+    first, second = ArmSplit("e", before, names), ArmSplit("e", after, names)
+    pairs = ((first.assign(f"k{n}").arm, second.assign(f"k{n}").arm) for n in range(keys))
+    return Counter(pair for pair in pairs if pair[0] != pair[1])
+
+
+def test_growing_an_arm_moves_only_those_it_gets() -> None:
+    first = stretched({"a": "50", "b": "30", "c": "20"})
+    second = stretched({"a": "60", "b": "30", "c": "10"}, first)
+    found = moved(first, second)
+    assert set(found) == {("c", "a")}
+    assert 0.09 < found["c", "a"] / 20_000 < 0.11
+    assert not moved(second, stretched({"a": "60", "b": "30", "c": "10"}, second))
+
+
+def test_any_change_moves_as_few_as_possible_and_gives_the_shares() -> None:
+    draw = random.Random(7)
+    names = "abcde"
+    stretches: Stretches = ()
+    had = dict.fromkeys(names, 0)
+    for round_ in range(200):
+        cuts = [0, *sorted(draw.sample(range(1, 1000), 4)), 1000]
+        weights = {n: f"{(b - a) / 10:g}" for n, a, b in zip(names, cuts, cuts[1:], strict=False)}
+        before, stretches = stretches, stretched(weights, stretches)
+        has = dict.fromkeys(names, 0)
+        for name, parts in stretches:
+            has[name] += parts
+        assert has == shares(weights)
+        assert sum(has.values()) == WHOLE
+        if round_:
+            gained = sum(max(has[n] - had[n], 0) for n in names)
+            assert sum(p for one, two, p in overlaps(before, stretches) if one != two) == gained
+        had = has
+
+
+def overlaps(one: Stretches, other: Stretches) -> list[tuple[str, str, int]]:
+    """The line cut at the edges of both."""
+    edges = sorted({*accumulate(p for _, p in one), *accumulate(p for _, p in other)})
+    found, at = [], 0
+    for edge in edges:
+        found.append((owner(one, at), owner(other, at), edge - at))
+        at = edge
+    return found
+
+
+def owner(stretches: Stretches, place: int) -> str:
+    edge = 0
+    for name, parts in stretches:
+        edge += parts
+        if place < edge:
+            return name
+    raise AssertionError
+
+
+def test_thirds_add_up() -> None:
+    third = stretched({"a": "33.333333", "b": "33.333333", "c": "33.333334"})
+    assert sum(parts for _, parts in third) == WHOLE
+    assert max(parts for _, parts in third) - min(parts for _, parts in third) <= 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"a": "50", "b": "40"}, r"add up to 90 \(50 \+ 40\), not to 100"),
+        ({"a": "100", "b": "0"}, "weight of b"),
+        ({"a": "nan", "b": "50"}, "weight of a"),
+        ({"a": "99.99999", "b": "0.00001"}, "below 0.0001"),
+    ],
+)
+def test_shares_that_cannot_be(weights: dict[str, str], words: str) -> None:
+    with pytest.raises(RefusedError, match=words) as caught:
+        stretched(weights)
+    assert caught.value.remedy
