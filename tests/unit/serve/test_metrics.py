@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serve.metrics import exposition
 from serve.plan import About
 from serve.records import Phase
-from tests.unit.serve.test_router import World, plan, run, says
+from tests.unit.serve.router_world import World, plan, run, says
 
 ABOUT = About("d" * 32, 'fr"aud\\', "prod", "r1", "canary", 1, 4)
 

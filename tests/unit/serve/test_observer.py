@@ -19,8 +19,9 @@ from serve.observer import Observer
 from serve.observing import CallableMetric, Observing
 from serve.outputs import OutputBins, Reading
 from serve.plan import Plan, Report, VariantPlan
+from tests.unit.serve.router_world import World, hangs, plan, predicts, run, says
+from tests.unit.serve.sums import body
 from tests.unit.serve.test_metric_process import MODULE, wait_for
-from tests.unit.serve.test_router import World, body, hangs, plan, predicts, run, says
 
 STABLE = VariantPlan("stable", "fraud", "3", "s")
 CANARY = VariantPlan("canary", "fraud", "4", "c")
