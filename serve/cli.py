@@ -19,8 +19,9 @@ from governance.deployment_records import DeploymentRecord, SignalKind
 from governance.errors import ConfigurationError, RefusedError
 from governance.terminal import answer_errors, console, json_option, print_json, uri_option
 from serve.cli_arms import experiment, results_, shadow
-from serve.config import CanaryConfig, OnTimeout
+from serve.config import PROMQL, CanaryConfig, OnTimeout
 from serve.parsing import load_canary, parse_canary
+from serve.promql import check_query
 from serve.views import as_panel, as_table, describe, explain, explained
 
 __all__ = ["deploy"]
@@ -66,18 +67,21 @@ def _show(record: DeploymentRecord, *, as_json: bool) -> None:
 
 def _canary(canary: str | None, config: Path | None) -> str | None:
     """The checked configuration as JSON text; nothing is written before it is right."""
-    if config is None:
-        return None if canary is None else parse_canary(canary).model_dump_json()
-    found = load_canary(config)
-    if canary is None:
-        return found.model_dump_json()
-    if found.model_fields_set & {"steps", "weights"}:
-        raise ConfigurationError(
-            f"{config} and --canary both say how much the canary gets",
-            "leave out --canary, or 'steps' and 'weights' in the file",
-        )
-    steps = parse_canary(canary).steps
-    return found.model_copy(update={"steps": steps}).model_dump_json()
+    if config is None and canary is None:
+        return None
+    found = parse_canary(canary or "") if config is None else load_canary(config)
+    if config is not None and canary is not None:
+        if found.model_fields_set & {"steps", "weights"}:
+            raise ConfigurationError(
+                f"{config} and --canary both say how much the canary gets",
+                "leave out --canary, or 'steps' and 'weights' in the file",
+            )
+        found = found.model_copy(update={"steps": parse_canary(canary).steps})
+    for metric in found.analysis.metrics:
+        for query in (metric.source, metric.total or ""):
+            if query.startswith(PROMQL):
+                check_query(query.removeprefix(PROMQL))
+    return found.model_dump_json()
 
 
 @deploy.command()

@@ -43,6 +43,7 @@ from serve.cluster import ClusterPort, VariantSpec, VariantState
 from serve.course import OpenAction
 from serve.holding import Holding, Step, Timing
 from serve.plan import Plan, Report
+from serve.polling import Poller, asking_of
 
 __all__ = ["Controller"]
 
@@ -61,6 +62,7 @@ class Controller:
         owner: Of the lease; unique for each start of a process.
         clock: Milliseconds since the epoch, for ``exchange``.
         timing: How long what lasts.
+        poller: Asks for metrics by PromQL; None: one that knows of no Prometheus.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Controller:
         owner: str,
         clock: Callable[[], int],
         timing: Timing = Timing(),  # noqa: B008 - frozen
+        poller: Poller | None = None,
     ) -> None:
         self.deploy_id = deploy_id
         self.finished = False
@@ -81,6 +84,7 @@ class Controller:
         self._owner = owner
         self._clock = clock
         self._timing = timing
+        self._poller = poller or Poller(None)
         self._lock = Lock()  # of what is held; never while a port is asked
         self._held: Holding | None = None
         self._waiting: list[Report] | None = None
@@ -127,6 +131,7 @@ class Controller:
             self._take_down(held, now)
             return
         self._run(held, now)
+        self._poll(held, now)
         if self._decide(held, now):
             self._act(held, now)
             with self._lock:
@@ -213,6 +218,7 @@ class Controller:
     def _lose(self, why: str) -> bool:
         """Nothing is held any more: what another controller saves is what counts."""
         _log.warning("deployment %s: the lease is given up: %s", self.deploy_id[:12], why)
+        self._poller.ask(None)
         with self._lock:
             self._held, self._waiting = None, None
         return False
@@ -225,6 +231,17 @@ class Controller:
                 error,
             )
         self.away = True
+
+    # -- what others measure
+
+    def _poll(self, held: Holding, now: int) -> None:
+        """Say what Prometheus is to be asked, and take in what it said. Does not wait."""
+        asking = asking_of(held.record, held.course.running)
+        self._poller.ask(asking)
+        if asking is not None:
+            found, troubles = self._poller.take()
+            with self._lock:
+                held.polled(found, troubles, now)
 
     # -- decisions
 

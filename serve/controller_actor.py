@@ -16,8 +16,11 @@ from uuid import uuid4
 
 from governance.clock import now_ms
 from governance.deployment_port import open_deployments
+from governance.settings import prometheus_url
 from serve.controller import Controller
 from serve.plan import Report
+from serve.polling import Poller
+from serve.promql import Prometheus
 from serve.ray_cluster import RayCluster, RayOptions
 
 __all__ = ["TICK_S", "ControllerActor"]
@@ -85,12 +88,14 @@ class ControllerActor:
         self._leave()
 
     def _open(self) -> Controller:
+        url = prometheus_url()
         return Controller(
             self._deploy_id,
             open_deployments(self._uri),
             RayCluster(self._options),
             owner=f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:6]}",
             clock=now_ms,
+            poller=Poller(None if url is None else Prometheus(url)),
         )
 
     @staticmethod

@@ -175,6 +175,15 @@ class Evidence:
         showing = Wealth.start(bets) if test.margin is not None else None
         return cls(against=Wealth.start(bets), showing=showing)
 
+    def informed(self, test: CanaryTest) -> bool:
+        """Whether it knows enough of the past to bet on what comes."""
+        if test.kind in (CanaryTestKind.EVENTS, CanaryTestKind.MEAN):
+            return self.recent[1].n >= _ENOUGH
+        canary, stable = (sum(counts.values()) for counts in self.buckets)
+        if test.kind is CanaryTestKind.OUTPUTS:
+            stable = min(canary, stable)
+        return stable >= _ENOUGH
+
     def reopened(self) -> Evidence:
         """Without the incomplete block: what follows is not comparable with it."""
         return replace(self, opened=(_NOTHING, _NOTHING), mark=None, waiting=({}, {}))

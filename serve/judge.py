@@ -166,6 +166,15 @@ class Judge:
             if test.margin is not None and not evidence.shown
         )
 
+    @property
+    def informed(self) -> frozenset[str]:
+        """Sources of the tests that know enough of the past to bet."""
+        return frozenset(
+            test.source
+            for test, evidence in zip(self.tests, self.evidence, strict=True)
+            if evidence.informed(test)
+        )
+
     def verdicts(self) -> tuple[Verdict, ...]:
         """One of each test, the strongest evidence against the canary first."""
         found = [

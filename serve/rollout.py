@@ -32,6 +32,7 @@ from typing import Any
 
 from governance.canonical import canonical_json, parse_json
 from serve.config import CanaryConfig, OnTimeout
+from serve.coverage import missing, observed_with
 from serve.delta import Delta
 from serve.judge import Judge
 from serve.records import (
@@ -51,7 +52,6 @@ FORMAT = "chancery.rollout/v1"
 GAP_MS = 30_000
 """The longest time between two observations that counts as watched."""
 
-_OUTPUTS = "outputs"
 _SOURCES = 4096  # whose last sequence number is remembered; those heard longest ago are forgotten
 
 
@@ -273,7 +273,7 @@ def _judged(state: RolloutState, observation: Observation) -> Answer:
         state = replace(
             state,
             requests=state.requests + canary.requests,
-            observed=_observed(state, canary, stable),
+            observed=observed_with(state.config, state.judge, state.observed, canary, stable),
             judge=state.judge.after(canary, stable, alone=state.percent >= 100),
         )
     if state.judge.worse:
@@ -342,42 +342,11 @@ def _waits_for(state: RolloutState) -> tuple[str, ...]:
     return (*found, *_unobserved(state))
 
 
-def _needed(config: CanaryConfig) -> dict[str, int]:
-    """Observations of each variant that a step needs, by source."""
-    analysis = config.analysis
-    needed = {metric.name: metric.min_samples for metric in analysis.metrics}
-    if analysis.outputs is not None:
-        needed[_OUTPUTS] = analysis.outputs.min_samples
-    return {name: count for name, count in needed.items() if count is not None}
-
-
-def _observed(state: RolloutState, canary: Delta, stable: Delta) -> dict[str, tuple[int, int]]:
-    """What the step has seen of each source, with these."""
-    found = {}
-    for name in _needed(state.config):
-        pair = state.observed.get(name, (0, 0))
-        if name == _OUTPUTS:
-            here, there = sum(canary.outputs.values()), sum(stable.outputs.values())
-        else:
-            here, there = (d.owner[name].n if name in d.owner else 0 for d in (canary, stable))
-        found[name] = (pair[0] + here, pair[1] + there)
-    return found
-
-
 def _unobserved(state: RolloutState) -> tuple[str, ...]:
     """What was asked to be compared and is not observed enough; with all traffic nothing is."""
     if state.percent >= 100:
         return ()
-    found = list(state.obstacles)
-    for name, needed in _needed(state.config).items():
-        canary, stable = state.observed.get(name, (0, 0))
-        if min(canary, stable) < needed:
-            what = "the outputs" if name == _OUTPUTS else f"the metric {name!r}"
-            found.append(
-                f"Of {what}, this step has {canary} observations of the canary and {stable} of "
-                f"stable; {needed} of each are needed."
-            )
-    return tuple(found)
+    return (*state.obstacles, *missing(state.config, state.observed))
 
 
 def _next(state: RolloutState, observation: Observation, before: tuple[str, ...]) -> Answer:

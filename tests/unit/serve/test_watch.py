@@ -216,7 +216,7 @@ def test_a_metric_that_says_nothing_holds_until_the_time_is_over(world: Watched)
     world.begin(config(analysis={"metrics": [METRIC]}))
     world.turns(20)
     assert world.phase is Phase.CANARY
-    needed = "Of the metric 'score', this step has 0 observations of the canary and 0 of stable; 20"
+    needed = "has 0 observations of the canary and 0 of stable to go by; 20 of each are needed"
     assert needed in world.why()
     assert world.ended() == "rolled_back"
     assert "has not earned the next step" in world.why()
