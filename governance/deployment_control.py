@@ -43,6 +43,7 @@ __all__ = [
     "release",
     "renew",
     "save",
+    "standing",
     "take_lease",
 ]
 
@@ -139,6 +140,17 @@ def take_lease(
         .returning(deployments)
     ).one_or_none()
     return None if row is None else to_record(row)
+
+
+def standing(
+    connection: Connection, *, without_lease_at_ms: int | None = None
+) -> tuple[DeploymentRecord, ...]:
+    """Deployments that are not taken down, oldest first; all, or those without a lease then."""
+    query = select(deployments).where(deployments.c.stopped_ms.is_(None))
+    if without_lease_at_ms is not None:
+        query = query.where(deployments.c.lease_until_ms <= without_lease_at_ms)
+    rows = connection.execute(query.order_by(deployments.c.created_ms, deployments.c.deploy_id))
+    return tuple(to_record(row) for row in rows)
 
 
 def renew(

@@ -1,8 +1,12 @@
-"""The port through which commands and controllers reach deployments.
+"""The ports between those who keep deployments and those who serve.
 
-``mlflow_plugins`` implements it on a governed database, with the promotion gate in front. It is
-found through the entry-point group ``chancery.deployments``, so that neither this package nor
-``serve`` imports MLflow.
+`Deployments`: how commands and controllers reach deployments. ``mlflow_plugins`` implements it on a
+governed database, with the promotion gate in front, and over REST. It is found through the
+entry-point group ``chancery.deployments``, so that neither this package nor ``serve`` imports
+MLflow.
+
+`Canaries`: how those who keep deployments have a canary's configuration checked, so that none is
+stored that no controller could follow. ``serve`` implements it, behind ``chancery.canaries``.
 """
 
 from __future__ import annotations
@@ -10,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Any, Protocol
 
 from governance.arms import ExperimentOrder, ShadowOrder
 from governance.deployment_control import AskedSignal, Progress, StoredDecision
 from governance.deployment_records import DeploymentRecord, SignalKind
 from governance.errors import ConfigurationError
 
-__all__ = ["DeploymentOrder", "Deployments", "Look", "open_deployments"]
+__all__ = ["Canaries", "DeploymentOrder", "Deployments", "Look", "canaries", "open_deployments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,8 @@ class DeploymentOrder:
         model: ``models:/name/version`` or ``models:/name@alias``.
         route: Where; None: the registered model's name.
         environment: Whose gate applies; None: that of the alias or protected registered model.
-        canary_config: JSON text of a checked canary configuration; None: no canary.
+        canary_config: Configuration of a canary: JSON text, or steps as ``5%`` and ``5,25,100``;
+            None: no canary.
         stable: With a canary on a route that is free: what it is compared with.
         replicas: Of each variant; None: one.
         resources: What each replica needs (``numCpus``, ``numGpus``, ``memory`` …), as text.
@@ -79,8 +84,14 @@ class Deployments(Protocol):
         """
         ...
 
-    def back(self, name: str, reason: str, canary_config: str) -> DeploymentRecord:
-        """Roll out what the last promotion replaced; it passes the gate again."""
+    def back(self, name: str, reason: str, canary_config: str | None = None) -> DeploymentRecord:
+        """Roll out what the last promotion replaced; it passes the gate again.
+
+        Args:
+            name: Of the deployment.
+            reason: Why.
+            canary_config: How; None: nearly everything at once, as soon as it is verified.
+        """
         ...
 
     def find(self, name: str) -> DeploymentRecord:
@@ -136,7 +147,15 @@ class Deployments(Protocol):
         """Send no more copies."""
         ...
 
-    # What a controller does ----------------------------------------------------------------
+    # What a controller does; on a database only --------------------------------------------
+
+    def standing(self, *, without_lease_at_ms: int | None = None) -> Sequence[DeploymentRecord]:
+        """Every deployment that is not taken down, oldest first.
+
+        Args:
+            without_lease_at_ms: Only those that no controller has a lease of at this time.
+        """
+        ...
 
     def take(self, deploy_id: str, owner: str, *, now_ms: int, ttl_ms: int) -> Look | None:
         """Take the lease under a new fence; None while another controller has it.
@@ -175,6 +194,40 @@ class Deployments(Protocol):
             RefusedError: the gate says no.
         """
         ...
+
+
+class Canaries(Protocol):
+    """Checks the configurations of canaries. Reads no files."""
+
+    def checked(self, config: str | Mapping[str, Any]) -> str:
+        """The whole configuration, defaults included, as JSON text.
+
+        Args:
+            config: JSON text or what was read from it, or steps as ``5%`` and ``5,25,100``.
+
+        Raises:
+            ConfigurationError: names what is wrong and how to put it right.
+        """
+        ...
+
+    def at_once(self) -> str:
+        """How one goes back: verified first, then nearly everything, then all of it."""
+        ...
+
+
+def canaries() -> Canaries:
+    """Whoever checks the configurations of canaries.
+
+    Raises:
+        ConfigurationError: no installed package does.
+    """
+    for point in entry_points(group="chancery.canaries"):
+        found: Canaries = point.load()
+        return found
+    raise ConfigurationError(
+        "no package checks the configurations of canaries",
+        "reinstall with `pip install mlflow-chancery`",
+    )
 
 
 def open_deployments(uri: str) -> Deployments:

@@ -35,7 +35,7 @@ from governance.deployment_records import (
     time_text,
     to_record,
 )
-from governance.errors import NotFoundError, RefusedError
+from governance.errors import ConflictError, NotFoundError, RefusedError
 from governance.events import AuditEvent, EventName
 from governance.identity import current_actor
 
@@ -67,7 +67,7 @@ def create(
     """Take the route.
 
     Raises:
-        RefusedError: somebody has it, or the port; says who and since when.
+        ConflictError: somebody has it, or the port; says who and since when.
     """
     upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     added = connection.execute(
@@ -118,12 +118,12 @@ def create(
     return record
 
 
-def _not_free(connection: Connection, new: NewDeployment) -> RefusedError:
+def _not_free(connection: Connection, new: NewDeployment) -> ConflictError:
     live = live_on(connection, new.route)
     other = None if live is not None else holder_of(connection, new.port)
     if other is None:
         return route_taken(live, new.route)
-    return RefusedError(
+    return ConflictError(
         f"port {new.port} belongs to the route {other.route!r}, which {other.created_by} deployed "
         f"at {time_text(other.created_ms)}",
         "choose another --port, or leave it out",
@@ -139,13 +139,13 @@ def holder_of(connection: Connection, port: int | None) -> DeploymentRecord | No
     return None if row is None else to_record(row)
 
 
-def route_taken(taken: DeploymentRecord | None, route: str) -> RefusedError:
+def route_taken(taken: DeploymentRecord | None, route: str) -> ConflictError:
     """What whoever came second is told."""
     if taken is None:
-        return RefusedError(
+        return ConflictError(
             f"the route {route!r} was taken and given back at this moment", "deploy again"
         )
-    return RefusedError(
+    return ConflictError(
         f"the route {route!r} is taken: {taken.created_by} deployed "
         f"{taken.uri_of(taken.stable)} there at {time_text(taken.created_ms)} "
         f"(deployment {taken.deploy_id[:12]})",
@@ -167,7 +167,7 @@ def begin_canary(
     """Let a version be rolled out beside stable.
 
     Raises:
-        RefusedError: a rollout or an experiment runs (says who began it and when), the version
+        ConflictError: a rollout or an experiment runs (says who began it and when), the version
             answers already, or nobody answers on the route.
     """
     added = connection.execute(
@@ -212,7 +212,7 @@ def begin_canary(
     return after
 
 
-def _no_rollout_now(record: DeploymentRecord, canary: ServedVersion) -> RefusedError:
+def _no_rollout_now(record: DeploymentRecord, canary: ServedVersion) -> ConflictError:
     short = record.deploy_id[:12]
     if record.ended_ms is not None:
         why = f"the deployment {short} was ended by {record.ended_by}", "deploy the version anew"
@@ -242,7 +242,7 @@ def _no_rollout_now(record: DeploymentRecord, canary: ServedVersion) -> RefusedE
             f"{record.closed}",
             f"`chancery deploy delete {record.route}`, and deploy a version that may answer",
         )
-    return RefusedError(*why, subject=record.subject)
+    return ConflictError(*why, subject=record.subject)
 
 
 def find(connection: Connection, name: str) -> DeploymentRecord:
@@ -424,8 +424,8 @@ def end(
     return after
 
 
-def _ended(record: DeploymentRecord) -> RefusedError:
-    return RefusedError(
+def _ended(record: DeploymentRecord) -> ConflictError:
+    return ConflictError(
         f"the deployment {record.deploy_id[:12]} on the route {record.route!r} was ended by "
         f"{record.ended_by} at {time_text(record.ended_ms or 0)}",
         "`chancery deploy list` shows those that live",

@@ -8,7 +8,8 @@
     ├── RefusedError                  an ordinary "no": a gate, a seal, a reserved name
     │   ├── PromotionDeniedError      a promotion gate was not met (carries the Decision)
     │   ├── SealedError               a registered version's run or artifact may not change
-    │   └── ReservedError             a reserved tag prefix or name
+    │   ├── ReservedError             a reserved tag prefix or name
+    │   └── ConflictError             somebody else was first
     ├── AuthenticationError           a request's proof of identity is wrong
     │   └── ReplayError               the request was already carried out
     ├── VerificationError             bytes or statements do not hold
@@ -22,6 +23,8 @@
     ├── LedgerError                   the ledger cannot do what was asked
     │   ├── WitnessError              the witness cannot or will not countersign
     │   └── LedgerTamperedError       the ledger's contents do not hold (carries first bad index)
+    ├── MalformedRequestError         a request says something that cannot be meant
+    │   └── OversizeRequestError      its body is too large
     └── NotFoundError                 no such version, statement, entry …
 
 Each error carries ``code`` (stable, upper-case), ``http_status`` and a ``remedy``. The message
@@ -39,11 +42,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AuthenticationError",
     "ConfigurationError",
+    "ConflictError",
     "ExpiredError",
     "GovernanceError",
     "LedgerError",
     "LedgerTamperedError",
+    "MalformedRequestError",
     "NotFoundError",
+    "OversizeRequestError",
     "PolicyError",
     "PromotionDeniedError",
     "RefusedError",
@@ -125,6 +131,13 @@ class ReservedError(RefusedError):
     code = "RESERVED"
 
 
+class ConflictError(RefusedError):
+    """What was asked for would be allowed, but somebody else has the place."""
+
+    code = "CONFLICT"
+    http_status = 409
+
+
 class AuthenticationError(GovernanceError):
     code = "NOT_AUTHENTICATED"
     http_status = 401
@@ -185,6 +198,16 @@ class LedgerTamperedError(LedgerError):
     def __init__(self, message: str, remedy: str = "", *, index: int | None = None) -> None:
         super().__init__(message, remedy)
         self.index = index
+
+
+class MalformedRequestError(GovernanceError):
+    code = "MALFORMED_REQUEST"
+    http_status = 400
+
+
+class OversizeRequestError(MalformedRequestError):
+    code = "REQUEST_TOO_LARGE"
+    http_status = 413
 
 
 class NotFoundError(GovernanceError):

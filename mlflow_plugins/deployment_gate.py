@@ -26,6 +26,7 @@ from governance.errors import (
     VerificationError,
 )
 from governance.gates.policy import Environment
+from governance.identity import ProofLevel, current_actor
 from governance.records import Candidate
 from governance.signing.release import Release, verify_release
 from mlflow_plugins.adoption import adopt
@@ -90,6 +91,23 @@ class DeploymentGate:
                 subject=f"models:/{name}",
             )
         return policy.environment(wanted)
+
+    def allow_acting(self, name: str, environment: str, subject: str) -> None:
+        """Refuse an actor who is not proven as the environment asks of whoever moves its aliases.
+
+        Raises:
+            RefusedError: the policy wants a better proof.
+        """
+        actor = current_actor()
+        least = self._governor.policy.requirements(name, environment).actor_proof
+        if actor.proof is ProofLevel.LOCAL or actor.proof.rank >= least.rank:
+            return  # whoever opened the database needs no server to let them
+        raise RefusedError(
+            f"{actor.id or 'an anonymous client'} ({actor.proof.value}) may not change what "
+            f"answers in {environment}, which asks for the proof {least.value!r} or better",
+            "send a signed request (CHANCERY_KEY)",
+            subject=subject,
+        )
 
     def admit(
         self, name: str, version: int, environment: Environment, *, as_canary: bool = False

@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from governance import deployment_control, deployments, registry
 from governance.arms import ExperimentOrder, ShadowOrder
 from governance.deployment_control import Progress, StoredDecision
-from governance.deployment_port import DeploymentOrder, Look
+from governance.deployment_port import DeploymentOrder, Deployments, Look, canaries
 from governance.deployment_records import (
     DeploymentRecord,
     NewDeployment,
@@ -35,7 +35,7 @@ from governance.errors import (
 )
 from governance.identity import Actor, ProofLevel, acting_as
 from governance.metric_sources import require_sources
-from governance.settings import GOVERNED_PREFIX
+from governance.settings import GOVERNED_PREFIX, Settings
 from mlflow_plugins.deployment_arms import DeploymentArms
 from mlflow_plugins.deployment_gate import Admitted, DeploymentGate
 from mlflow_plugins.exceptions import GovernedMlflowException
@@ -70,6 +70,8 @@ class DeploymentStore:
     # What people do ------------------------------------------------------------------------
 
     def deploy(self, order: DeploymentOrder) -> DeploymentRecord:
+        if order.canary_config is not None:
+            order = replace(order, canary_config=canaries().checked(order.canary_config))
         self.governor.ledger.ensure_witnessed()
         with self._refusals_recorded(order.model):
             return self._deploy(order)
@@ -91,6 +93,7 @@ class DeploymentStore:
                 subject=order.model,
             )
         environment = self._gate.environment(name, alias, order.environment)
+        self._gate.allow_acting(name, environment.name, order.model)
         rolled_out = order.canary_config is not None and order.stable is not None
         stable = canary = self._gate.admit(name, version, environment, as_canary=rolled_out)
         if order.canary_config is not None and order.stable is not None:
@@ -155,6 +158,7 @@ class DeploymentStore:
     def _canary_on(
         self, live: DeploymentRecord, name: str, version: int, config: str
     ) -> DeploymentRecord:
+        self._gate.allow_acting(name, live.environment, live.subject)
         canary = self._gate.admit_beside(live, name, version, as_canary=True)
         with self.governor.engine.begin() as connection, self._covering() as ledger:
             record = self._begin(connection, ledger, live, canary, config)
@@ -175,10 +179,13 @@ class DeploymentStore:
             connection, ledger, record, canary.served, rollout, now_ms=now_ms()
         )
 
-    def back(self, name: str, reason: str, canary_config: str) -> DeploymentRecord:
+    def back(self, name: str, reason: str, canary_config: str | None = None) -> DeploymentRecord:
+        checks = canaries()
+        config = checks.at_once() if canary_config is None else checks.checked(canary_config)
         self.governor.ledger.ensure_witnessed()
         record = self.find(name)
         with self._refusals_recorded(record.subject):
+            self._gate.allow_acting(record.model_name, record.environment, record.subject)
             if record.previous is None:
                 raise RefusedError(
                     f"nothing was replaced on the route {record.route!r}, so there is nothing to "
@@ -186,9 +193,7 @@ class DeploymentStore:
                     "bring another version with --canary",
                     subject=record.subject,
                 )
-            return self._canary_on(
-                record, record.model_name, record.previous.version, canary_config
-            )
+            return self._canary_on(record, record.model_name, record.previous.version, config)
 
     def find(self, name: str) -> DeploymentRecord:
         with self.governor.engine.connect() as connection:
@@ -248,9 +253,14 @@ class DeploymentStore:
             self.governor.engine.begin() as connection,
             self._covering() as ledger,
         ):
+            self._gate.allow_acting(record.model_name, record.environment, record.subject)
             yield connection, ledger, record
 
     # What a controller does ----------------------------------------------------------------
+
+    def standing(self, *, without_lease_at_ms: int | None = None) -> Sequence[DeploymentRecord]:
+        with self.governor.engine.connect() as connection:
+            return deployment_control.standing(connection, without_lease_at_ms=without_lease_at_ms)
 
     def take(self, deploy_id: str, owner: str, *, now_ms: int, ttl_ms: int) -> Look | None:
         with self.governor.engine.begin() as connection:
@@ -407,17 +417,21 @@ def _checked_resources(order: DeploymentOrder) -> dict[str, Any]:
     return {**order.resources, "host": order.host, "replicas": replicas}
 
 
-def open_deployments(uri: str) -> DeploymentStore:
-    """The deployments of a governed database.
+def open_deployments(uri: str) -> Deployments:
+    """The deployments of a governed database, or those of a server.
 
     Raises:
-        ConfigurationError: not ``governed+…``.
+        ConfigurationError: neither ``governed+…`` nor ``http(s)://``.
     """
     if uri.startswith(GOVERNED_PREFIX):
         from mlflow_plugins.registry_store import governor_of
 
         return DeploymentStore(governor_of(uri), uri)
+    if uri.startswith(("http://", "https://")):
+        from mlflow_plugins.rest_deployments import RestDeployments
+
+        return RestDeployments(uri, Settings.load())
     raise ConfigurationError(
-        f"deployments are not reached through {uri!r}",
-        "name the governed database: governed+sqlite:///… or governed+postgresql+psycopg://…",
+        f"{uri!r} is not a governed store",
+        "use governed+sqlite:///…, governed+postgresql+psycopg://… or the server's http:// address",
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     INTERNAL_ERROR,
+    INVALID_PARAMETER_VALUE,
     PERMISSION_DENIED,
     RESOURCE_CONFLICT,
     RESOURCE_DOES_NOT_EXIST,
@@ -18,8 +19,10 @@ from mlflow.protos.databricks_pb2 import (
 
 from governance.errors import (
     AuthenticationError,
+    ConflictError,
     GovernanceError,
     LedgerError,
+    MalformedRequestError,
     NotFoundError,
     RefusedError,
     VerificationError,
@@ -38,6 +41,10 @@ class GovernedMlflowException(MlflowException):
 
 def _mlflow_code(error: GovernanceError) -> int:
     match error:
+        case ConflictError():
+            code = RESOURCE_CONFLICT
+        case MalformedRequestError():
+            code = INVALID_PARAMETER_VALUE
         case RefusedError() | VerificationError():
             code = PERMISSION_DENIED
         case AuthenticationError():

@@ -1,41 +1,21 @@
-"""The backend over REST: what commands and verified loads use against a remote server.
-
-Requests go through the ``requests`` session that MLflow's own client uses, so that its
-credentials, TLS settings and timeouts apply; with ``CHANCERY_KEY`` set they are signed as well.
-"""
+"""The backend over REST: what commands and verified loads use against a remote server."""
 
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import requests
-
-from governance import errors
 from governance.backend import PromotionRequest
-from governance.errors import (
-    GovernanceError,
-    NotFoundError,
-    PromotionDeniedError,
-    UnreachableError,
-)
+from governance.errors import NotFoundError
 from governance.lineage import Edge, Node, NodeKind, Relation, Subgraph
 from governance.records import Decision
 from governance.settings import Settings
-from mlflow_plugins.request_headers import GovernanceHeaderProvider
+from mlflow_plugins.rest_session import ServerSession
 from mlflow_plugins.strict_mode import verified_access
 
 __all__ = ["RestBackend", "is_governed"]
-
-_TIMEOUT_S = 120.0
-_ERRORS_BY_CODE: dict[str, type[GovernanceError]] = {
-    cls.code: cls
-    for cls in (getattr(errors, name) for name in errors.__all__)
-    if cls is not PromotionDeniedError  # it takes a decision
-}
 
 
 class RestBackend:
@@ -47,44 +27,9 @@ class RestBackend:
     """
 
     def __init__(self, uri: str, settings: Settings) -> None:
-        self.uri = uri.rstrip("/")
-        self._settings = settings
-        self._session = requests.Session()
-        self._session.headers.update(GovernanceHeaderProvider().request_headers())
-        if settings.key:
-            from mlflow_plugins.request_auth import SignedRequestAuthProvider
-
-            self._session.auth = SignedRequestAuthProvider().get_auth()
-        elif username := os.environ.get("MLFLOW_TRACKING_USERNAME"):
-            self._session.auth = (username, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-        if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-            self._session.headers["Authorization"] = f"Bearer {token}"
-        if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS") == "true":
-            self._session.verify = False
-        elif certificate := os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"):
-            self._session.verify = certificate
-        self._session.cert = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
-
-    def _call(self, method: str, path: str, **options: Any) -> requests.Response:
-        url = f"{self.uri}/api/3.0/chancery{path}"
-        try:
-            response = self._session.request(method, url, timeout=_TIMEOUT_S, **options)
-        except requests.RequestException as error:
-            raise UnreachableError(
-                f"{self.uri} cannot be reached ({type(error).__name__})",
-                "start the server, or correct the address",
-            ) from error
-        if response.status_code >= 400:
-            raise _error_of(response, self.uri)
-        return response
-
-    def _get(self, path: str, **params: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._call("GET", path, params=params).json()
-        return found
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = self._call("POST", path, json=body).json()
-        return found
+        self._server = ServerSession(uri, settings)
+        self.uri = self._server.uri
+        self._get, self._post = self._server.get, self._server.post
 
     def request_promotion(
         self, name: str, version: int, environment: str, *, served_as: str | None = None
@@ -130,7 +75,7 @@ class RestBackend:
         self._post("/trust-roots", body)
 
     def ledger_export(self) -> Iterator[bytes]:
-        yield from self._call("GET", "/ledger/export", stream=True).iter_lines(1 << 16)
+        yield from self._server.call("GET", "/ledger/export", stream=True).iter_lines(1 << 16)
 
     def ledger_entries(self, start: int, limit: int) -> Sequence[tuple[int, bytes]]:
         found = self._get("/ledger/entries", start=start, limit=limit)["entries"]
@@ -184,55 +129,6 @@ def _version_path(name: str, version: int) -> str:
     return f"/models/{quote(name, safe='')}/versions/{version}"
 
 
-def _error_of(response: requests.Response, uri: str) -> GovernanceError:
-    """The error the server raised, as the same class here."""
-    try:
-        document = response.json()
-        code, message = str(document["error_code"]), str(document["message"])
-        remedy = str(document.get("remedy", ""))
-        decision = Decision.from_dict(document["decision"]) if "decision" in document else None
-    except (ValueError, KeyError, TypeError):
-        return _foreign_error(response, uri)
-    if decision is not None:
-        return PromotionDeniedError(decision)
-    prefix, _, rest = message.partition(": ")
-    if code not in _ERRORS_BY_CODE and prefix in _ERRORS_BY_CODE:
-        code = prefix  # the outermost middleware answers with MLflow's codes, and says ours
-    if code == prefix:
-        message = rest
-    if not remedy:
-        message, _, remedy = message.partition(" Remedy: ")
-    away = response.status_code >= 500
-    cls = _ERRORS_BY_CODE.get(code, UnreachableError if away else errors.RefusedError)
-    return cls(message.removesuffix(f" Remedy: {remedy}"), remedy)
-
-
-def _foreign_error(response: requests.Response, uri: str) -> GovernanceError:
-    """An answer that is not in our shape."""
-    if response.status_code == 404:
-        return NotFoundError(
-            f"{uri} is not a governed server (no /api/3.0/chancery)",
-            "start it with --app-name governance",
-        )
-    if response.status_code == 422:
-        return errors.RefusedError(
-            f"the server does not take the request: {_faults(response)}", "correct what it names"
-        )
-    return UnreachableError(f"{uri} answered {response.status_code}", "see the server's log")
-
-
-def _faults(response: requests.Response) -> str:
-    """FastAPI's list of what is wrong with a request, in one line."""
-    try:
-        found = [
-            f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}"
-            for one in response.json()["detail"]
-        ]
-    except (ValueError, KeyError, TypeError):
-        return response.reason
-    return "; ".join(found)
-
-
 def is_governed(uri: str, settings: Settings) -> bool:
     """Whether the server at ``uri`` answers as a governed one.
 
@@ -240,7 +136,7 @@ def is_governed(uri: str, settings: Settings) -> bool:
         UnreachableError: it does not answer at all, or not with a plain yes or no.
     """
     try:
-        document = RestBackend(uri, settings)._get("/version")
+        document = ServerSession(uri, settings).get("/version")
     except NotFoundError:
         return False
     return document.get("name") == "chancery"

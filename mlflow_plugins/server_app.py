@@ -28,9 +28,11 @@ def create_app() -> Any:
     from mlflow.server.handlers import STATIC_PREFIX_ENV_VAR
 
     from governance.backend import Backend
+    from governance.deployment_port import Deployments
     from governance.errors import ConfigurationError, GovernanceError
     from governance.nonces import NonceStore
     from mlflow_plugins.api.routes import install
+    from mlflow_plugins.deployment_store import DeploymentStore
     from mlflow_plugins.doctor import require_governed_server
     from mlflow_plugins.local_backend import LocalBackend
     from mlflow_plugins.middleware import GovernanceMiddleware
@@ -66,7 +68,11 @@ def create_app() -> Any:
     def backend() -> Backend:
         return LocalBackend(governor)
 
-    install(app, backend, os.environ.get(STATIC_PREFIX_ENV_VAR, "").rstrip("/"))
+    @lru_cache(maxsize=1)
+    def deployments() -> Deployments:
+        return DeploymentStore(governor, store)
+
+    install(app, backend, deployments, os.environ.get(STATIC_PREFIX_ENV_VAR, "").rstrip("/"))
     guard = RequestGuard(governor)
     return GovernanceMiddleware(
         app,

@@ -6,6 +6,8 @@ something needs Ray, and it is asked for before anything is written.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +18,20 @@ from rich.live import Live
 from governance.clock import now_ms
 from governance.deployment_port import DeploymentOrder, Deployments, open_deployments
 from governance.deployment_records import DeploymentRecord, SignalKind
-from governance.errors import ConfigurationError, RefusedError
-from governance.terminal import answer_errors, console, json_option, print_json, uri_option
+from governance.terminal import (
+    answer_errors,
+    console,
+    errors_console,
+    json_option,
+    print_json,
+    uri_option,
+)
 from serve.cli_arms import experiment, results_, shadow
-from serve.config import PROMQL, CanaryConfig, OnTimeout
-from serve.parsing import load_canary, parse_canary
-from serve.promql import check_query
-from serve.views import as_panel, as_table, describe, explain, explained
+from serve.operator import LaunchProcess, Operator
+from serve.ordering import amounts, canary_text, launcher, require_database
+from serve.views import as_panel, as_table, describe, explain, explained, without_controller
 
 __all__ = ["deploy"]
-
-_AT_ONCE = CanaryConfig(
-    steps=(99.0, 100.0), min_samples=1, min_seconds=0.0, on_timeout=OnTimeout.HOLD
-)
-"""How one goes back: verified first, then nearly everything, then all of it."""
 
 _ray_option = click.option(
     "--ray", "address", envvar="RAY_ADDRESS", default="auto", show_default=True, show_envvar=True,
@@ -60,28 +62,9 @@ def deploy() -> None:
 def _show(record: DeploymentRecord, *, as_json: bool) -> None:
     if as_json:
         return print_json(record.to_dict())
-    for line in describe(record):
+    for line in describe(record, now_ms()):
         console.print(line, markup=False)
     return None
-
-
-def _canary(canary: str | None, config: Path | None) -> str | None:
-    """The checked configuration as JSON text; nothing is written before it is right."""
-    if config is None and canary is None:
-        return None
-    found = parse_canary(canary or "") if config is None else load_canary(config)
-    if config is not None and canary is not None:
-        if found.model_fields_set & {"steps", "weights"}:
-            raise ConfigurationError(
-                f"{config} and --canary both say how much the canary gets",
-                "leave out --canary, or 'steps' and 'weights' in the file",
-            )
-        found = found.model_copy(update={"steps": parse_canary(canary).steps})
-    for metric in found.analysis.metrics:
-        for query in (metric.source, metric.total or ""):
-            if query.startswith(PROMQL):
-                check_query(query.removeprefix(PROMQL))
-    return found.model_dump_json()
 
 
 @deploy.command()
@@ -122,47 +105,28 @@ def start(
 ) -> None:
     """Let MODEL (models:/name/version or models:/name@alias) answer on a route.
 
-    With --canary or --config it is rolled out beside what answers there.
+    With --canary or --config it is rolled out beside what answers there. Against a server, the
+    operator beside the cluster (`chancery deploy operate`) starts it.
     """
     order = DeploymentOrder(
         model=model,
         route=route,
         environment=environment,
-        canary_config=_canary(canary, config),
+        canary_config=canary_text(canary, config),
         stable=stable,
         replicas=replicas,
-        resources=_numbers(numCpus=cpus, numGpus=gpus),
+        resources=amounts(numCpus=cpus, numGpus=gpus),
         node_pool=node_pool,
         host=host,
         port=port,
     )
-    launch = None if record_only else _launcher(uri, address)
+    launch = None if record_only else launcher(uri, address)
     record = open_deployments(uri).deploy(order)
     if launch is not None:
         launch(record)
     _show(record, as_json=as_json)
-
-
-def _numbers(**given: str | None) -> dict[str, str]:
-    found = {}
-    for name, text in given.items():
-        if text is None:
-            continue
-        try:
-            if not 0 <= float(text) < 10_000:
-                raise ValueError
-        except ValueError as error:
-            raise RefusedError(f"{name}: {text!r} is not a number", "write 1 or 0.5") from error
-        found[name] = text
-    return found
-
-
-def _launcher(uri: str, address: str) -> Callable[[DeploymentRecord], None]:
-    """Starts controllers; the cluster is there, or nothing is written."""
-    from serve.launch import connect, ensure_controller
-
-    connect(address, uri)
-    return lambda record: ensure_controller(record, uri)
+    if launch is None and not as_json and without_controller(record, now_ms()):
+        console.print("waits      for `chancery deploy operate`, which starts its controller")
 
 
 @deploy.command("list")
@@ -288,7 +252,7 @@ def rollback(name: str, reason: str, uri: str, as_json: bool) -> None:
     port = open_deployments(uri)
     if port.find(name).canary is not None:
         return _ask(SignalKind.ROLLBACK, name, reason, uri, as_json=as_json)
-    return _show(port.back(name, reason, _AT_ONCE.model_dump_json()), as_json=as_json)
+    return _show(port.back(name, reason), as_json=as_json)
 
 
 @_steering
@@ -322,9 +286,11 @@ def delete(name: str, reason: str, uri: str, as_json: bool) -> None:
 @answer_errors
 def recover(name: str | None, address: str, uri: str, as_json: bool) -> None:
     """Start the controllers of NAME, or of every deployment, on a cluster that lost them."""
-    launch = _launcher(uri, address)
+    require_database(uri)
+    launch = launcher(uri, address)
+    assert launch is not None  # it is a database
     port = open_deployments(uri)
-    found = [port.find(name)] if name else list(port.list(ended=True))
+    found = [port.find(name)] if name else list(port.standing())
     found = [record for record in found if record.stopped_ms is None]
     for record in found:
         launch(record)
@@ -332,6 +298,44 @@ def recover(name: str | None, address: str, uri: str, as_json: bool) -> None:
         return print_json([record.to_dict() for record in found])
     console.print(as_table(found) if found else "nothing is deployed")
     return None
+
+
+@deploy.command()
+@click.option("--once", is_flag=True, help="Look once, start what is missing, and leave.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@_ray_option
+@uri_option
+@answer_errors
+def operate(once: bool, every_s: float, address: str, uri: str) -> None:
+    """Keep a controller running for every deployment, until SIGTERM.
+
+    For a cluster whose deployments are made through a server, and to recover by itself from the
+    loss of a Ray head. Stands where Ray and the database are reached.
+    """
+    require_database(uri)
+    stop = threading.Event()
+    launching = LaunchProcess(uri, address, stop=stop)
+    operator = Operator(
+        lambda: open_deployments(uri),
+        launching,
+        say=lambda line: errors_console.print(line, markup=False),
+    )
+    try:
+        if once:
+            operator.round()
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        operator.run(stop, every_s=every_s)
+    finally:
+        launching.close()
 
 
 for verb in (experiment, shadow, results_):

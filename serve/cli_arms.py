@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from governance.arms import ArmOrder, ExperimentOrder, ShadowOrder
+from governance.clock import now_ms
 from governance.deployment_port import open_deployments
 from governance.deployment_records import DeploymentRecord
 from governance.errors import ConfigurationError
@@ -64,7 +65,7 @@ def shadow_order(config: ShadowConfig) -> ShadowOrder:
 def _show(record: DeploymentRecord, *, as_json: bool) -> None:
     if as_json:
         return print_json(record.to_dict())
-    for line in describe(record):
+    for line in describe(record, now_ms()):
         console.print(line, markup=False)
     return None
 

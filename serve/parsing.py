@@ -32,11 +32,13 @@ from serve.config import (
 )
 
 __all__ = [
+    "canary_of",
     "load_ab_test",
     "load_canary",
     "parse_ab_test_text",
     "parse_arms",
     "parse_canary",
+    "parse_canary_steps",
     "parse_canary_text",
     "parse_shadow",
     "parse_shadow_text",
@@ -54,18 +56,41 @@ def parse_canary(text: str) -> CanaryConfig:
     text = text.strip()
     if text.lower().endswith((".yaml", ".yml")):
         return load_canary(FilePath(text))
+    return parse_canary_steps(text, "--canary")
+
+
+def parse_canary_steps(text: str, name: str = "canaryConfig") -> CanaryConfig:
+    """``5%`` or ``5,25,50,100``; never a file.
+
+    Raises:
+        ConfigurationError: names what is wrong and how to put it right.
+    """
     steps = []
     for part in text.split(","):
         number = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*%?", part.strip())
         if number is None:
             raise ConfigurationError(
-                f"--canary: {part.strip()!r} is not a percentage",
-                "write 5%, or steps as 5,25,50,100, or the path of a .yaml file",
+                f"{name}: {part.strip()!r} is not a percentage",
+                "write 5%, or steps as 5,25,50,100"
+                + (", or the path of a .yaml file" if name.startswith("--") else ""),
             )
         steps.append(float(number[1]))
     if len(steps) == 1 and steps[0] > 0:
         steps += [step for step in DEFAULT_STEPS if step > steps[0]]
-    return _validate(CanaryConfig, Document("--canary", {"steps": steps}), lines=False)
+    return _validate(CanaryConfig, Document(name, {"steps": steps}), lines=False)
+
+
+def canary_of(value: Any, name: str = "canaryConfig") -> CanaryConfig:
+    """A canary configuration from what was read out of JSON.
+
+    Raises:
+        ConfigurationError: names what is wrong and how to put it right.
+    """
+    if not isinstance(value, dict):
+        raise ConfigurationError(
+            f"{name}: the configuration is not an object", "write keys and values, as steps: [5]"
+        )
+    return _validate(CanaryConfig, Document(name, value), lines=False)
 
 
 def load_canary(path: FilePath) -> CanaryConfig:

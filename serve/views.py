@@ -17,13 +17,22 @@ from rich.text import Text
 
 from governance.deployment_control import StoredDecision
 from governance.deployment_records import DeploymentRecord, DeploymentStatus, time_text
+from governance.deployment_wire import decision_document
 from serve.arm_views import arm_bars, arm_lines, arm_places
 from serve.course import Course
 from serve.evidence import CanaryTestKind
 from serve.records import Phase
 from serve.rollout import RolloutState, why
 
-__all__ = ["as_panel", "as_table", "course_of", "describe", "explain", "explained"]
+__all__ = [
+    "as_panel",
+    "as_table",
+    "course_of",
+    "describe",
+    "explain",
+    "explained",
+    "without_controller",
+]
 
 _COLOURS = {
     DeploymentStatus.SERVING: "green",
@@ -82,7 +91,24 @@ def as_table(records: Sequence[DeploymentRecord]) -> Table:
     return table
 
 
-def describe(record: DeploymentRecord) -> list[str]:
+def without_controller(record: DeploymentRecord, now_ms: int) -> bool:
+    """Whether nobody decides for it: not yet, or its controller was lost."""
+    return record.stopped_ms is None and record.lease_until_ms <= now_ms
+
+
+def _controller(record: DeploymentRecord, now_ms: int) -> str:
+    if not without_controller(record, now_ms):
+        return f"{record.lease_owner or 'none'}, lease {record.fence}"
+    if record.lease_owner is None:
+        return "none yet: `chancery deploy operate` starts one"
+    since = time_text(record.lease_until_ms) if record.lease_until_ms else "it let go"
+    return (
+        f"none: that of {record.lease_owner} is gone since {since}; `chancery deploy operate` "
+        "starts one"
+    )
+
+
+def describe(record: DeploymentRecord, now_ms: int) -> list[str]:
     """A deployment in lines."""
     course = course_of(record)
     lines = [
@@ -103,7 +129,7 @@ def describe(record: DeploymentRecord) -> list[str]:
     if signers:
         lines.append(f"signed by  {', '.join(signers)}")
     lines.append(f"deployed   by {record.created_by}, {time_text(record.created_ms)}")
-    lines.append(f"controller {record.lease_owner or 'none yet'}, lease {record.fence}")
+    lines.append(f"controller {_controller(record, now_ms)}")
     if course.paused:
         lines.append(f"paused     {course.paused}")
     if record.closed:
@@ -168,11 +194,7 @@ def explained(record: DeploymentRecord, decisions: Sequence[StoredDecision]) -> 
         "verdicts": []
         if rollout is None
         else [verdict.to_dict() for verdict in rollout.judge.verdicts()],
-        "decisions": [
-            {"rolloutId": one.rollout_id, "number": one.number, "digest": one.digest}
-            | {"decision": dict(one.document)}
-            for one in decisions
-        ],
+        "decisions": [decision_document(one) for one in decisions],
     }
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,10 +61,11 @@ class Server:
 StartServer = Callable[..., Server]
 
 
-@pytest.fixture
-def start_server(tmp_path: Path, sqlite_template: Path) -> Iterator[StartServer]:
-    """Start governed servers; all are stopped at the end of the test."""
+@contextmanager
+def servers(folder: Path, template: Path) -> Iterator[StartServer]:
+    """Start governed servers in the folder; all are stopped at the end."""
     running: list[Server] = []
+    here = folder
 
     def start(
         store: str | None = None,
@@ -74,9 +76,9 @@ def start_server(tmp_path: Path, sqlite_template: Path) -> Iterator[StartServer]
         folder: Path | None = None,
         port: int | None = None,
     ) -> Server:
-        folder = folder or tmp_path
+        folder = folder or here
         if store is None and not (folder / "mlflow.db").exists():
-            shutil.copyfile(sqlite_template, folder / "mlflow.db")
+            shutil.copyfile(template, folder / "mlflow.db")
         store = store or f"governed+sqlite:///{folder}/mlflow.db"
         port = port or free_port()
         log = folder / f"server-{port}.log"
@@ -105,9 +107,18 @@ def start_server(tmp_path: Path, sqlite_template: Path) -> Iterator[StartServer]
         _wait_until_ready(server)
         return server
 
-    yield start
-    for server in running:
-        server.stop()
+    try:
+        yield start
+    finally:
+        for server in running:
+            server.stop()
+
+
+@pytest.fixture
+def start_server(tmp_path: Path, sqlite_template: Path) -> Iterator[StartServer]:
+    """Start governed servers; all are stopped at the end of the test."""
+    with servers(tmp_path, sqlite_template) as start:
+        yield start
 
 
 def _wait_until_ready(server: Server) -> None:

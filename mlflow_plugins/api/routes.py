@@ -1,7 +1,8 @@
 """Routes under ``/api/3.0/chancery`` (and ``/ajax-api/3.0/chancery`` for pages).
 
 Each route parses, calls one method of the local backend, and answers JSON. Errors answer in
-MLflow's shape: ``{"error_code": …, "message": …}`` with the error's HTTP status.
+MLflow's shape: ``{"error_code": …, "message": …}`` with the error's HTTP status. Routes of
+deployments are in ``serve_routes``; what all routes do with a body is in ``requests``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from governance.backend import Backend
+from governance.deployment_port import Deployments
 from governance.errors import GovernanceError, PromotionDeniedError
 from governance.lineage.render import as_document
+from mlflow_plugins.api.requests import CheckedRoute
+from mlflow_plugins.api.serve_routes import add_serve_routes
 from mlflow_plugins.refusals import flush_all
 
 __all__ = ["API_PREFIXES", "error_response", "install"]
@@ -63,9 +67,12 @@ def error_response(error: GovernanceError) -> JSONResponse:
     return JSONResponse(content, error.http_status)
 
 
-def build_router(backend: Callable[[], Backend]) -> APIRouter:
-    """The routes, on a backend that is opened at first use (in the worker, not at import)."""
-    router = APIRouter()
+def build_router(
+    backend: Callable[[], Backend], deployments: Callable[[], Deployments]
+) -> APIRouter:
+    """The routes, on ports that are opened at first use (in the worker, not at import)."""
+    router = APIRouter(route_class=CheckedRoute)
+    add_serve_routes(router, deployments)
 
     @router.get("/version")
     def version() -> dict[str, Any]:
@@ -146,9 +153,14 @@ def build_router(backend: Callable[[], Backend]) -> APIRouter:
     return router
 
 
-def install(app: FastAPI, backend: Callable[[], Backend], static_prefix: str = "") -> None:
+def install(
+    app: FastAPI,
+    backend: Callable[[], Backend],
+    deployments: Callable[[], Deployments],
+    static_prefix: str = "",
+) -> None:
     """Put the routes before MLflow's catch-all mount, and their error handler on the app."""
-    router = build_router(backend)
+    router = build_router(backend, deployments)
     before = len(app.router.routes)
     for prefix in API_PREFIXES:
         app.include_router(router, prefix=static_prefix + prefix)

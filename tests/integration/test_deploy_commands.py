@@ -96,7 +96,7 @@ def test_who_comes_second_is_told_who_was_first(commands: Commands) -> None:
     commands.start("models:/fraud/1", "--env", "sandbox")
     result = commands.start("start", "models:/fraud/1", "--env", "sandbox", "--json", code=1)
     document = json.loads(result.stdout)
-    assert document["error"] == "REFUSED"
+    assert document["error"] == "CONFLICT"
     assert "deployed models:/fraud/1 there at 20" in document["message"]
     assert "--canary" in document["remedy"]
 

@@ -186,7 +186,7 @@ def test_the_whole_way_over_rest(
     assert "'loans' is no registered model of prod" in refused.json()["message"]
     for odd in ("", 1, "x" * 257):
         again = requests.post(promotions, json={**body, "servedAs": odd}, timeout=60)
-        assert again.status_code == 422
+        assert again.status_code == 400
     for name, version in sources:
         assert scenario.clear(version, "prod", name, served_as="prod.fraud").served_as
     decision = scenario.backend.evaluate("fraud", 1, "prod", served_as="prod.fraud")

@@ -119,13 +119,17 @@ def _mlflow_at_load(module: str) -> list[str]:
     return found
 
 
+LOADED_WHEN_ASKED_FOR = {"mlflow.deployments"}
+"""Groups whose modules MLflow loads when somebody names them, long after ``import mlflow``."""
+
+
 def _plugin_modules() -> list[str]:
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     return sorted(
         {
             target.partition(":")[0]
             for group, entries in points.items()
-            if group.startswith("mlflow.")
+            if group.startswith("mlflow.") and group not in LOADED_WHEN_ASKED_FOR
             for target in entries.values()
         }
     )

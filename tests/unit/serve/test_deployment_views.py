@@ -34,7 +34,7 @@ def test_a_deployment_that_nobody_took_up(world: World) -> None:
     record = world.store.canary(world.record)
     assert explain(record, ()) == ["The route 'fraud' waits for a controller."]
     assert "waiting for a controller" in text_of(as_table([record]))
-    assert "controller none yet, lease 0" in describe(record)
+    assert "controller none yet: `chancery deploy operate` starts one" in describe(record, 0)
     assert "saved never" in text_of(as_panel(record, 0))
 
 
@@ -67,7 +67,7 @@ def test_a_rollback_says_why(world: World) -> None:
     assert document["phase"] == "rolled_back"
     assert document["verdicts"][0]["test"] == "errors"
     assert len(document["decisions"][-1]["digest"]) == 64
-    assert any(line.startswith("alert ") for line in describe(record))
+    assert any(line.startswith("alert ") for line in describe(record, world.now))
     assert "rolled back" in text_of(as_table([record]))
 
 
@@ -80,4 +80,4 @@ def test_a_closed_and_an_ended_route(world: World) -> None:
     assert explain(record, ())[0] == "models:/fraud/1 was revoked: leaks"
     world.store.end(record)
     world.idle(1)
-    assert any("ended" in line and "done" in line for line in describe(world.now_record))
+    assert any("ended" in line and "done" in line for line in describe(world.now_record, world.now))

@@ -1,0 +1,171 @@
+"""The routes below ``/serve``: deployments, for clients that have no database.
+
+Each parses, calls one method of the port and answers the deployment. What starts and decides is a
+controller on the serving cluster, which sees what is written here (``chancery deploy operate``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from math import isfinite
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Path
+from pydantic import AfterValidator, Field, model_validator
+
+from governance.deployment_port import DeploymentOrder, Deployments, canaries
+from governance.deployment_records import SignalKind
+from governance.deployment_wire import decision_document, record_document
+from governance.errors import ConfigurationError, MalformedRequestError
+from mlflow_plugins.api.requests import CheckedBody
+
+__all__ = ["add_serve_routes"]
+
+_LARGEST = 2**31 - 1  # of what the databases take as an integer
+_MOST = 10_000
+
+
+def _amount(value: int | float | str) -> str:
+    """A number as text: what is hashed has no floats."""
+    text = value if isinstance(value, str) else repr(value)
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", text) or not isfinite(float(text)):
+        raise ValueError(f"it is not a number from 0 to {_MOST}")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f]*$")]
+Reason = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
+Amount = Annotated[int | float | str, AfterValidator(_amount)]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$")]
+Name = Annotated[str, Path(alias="deployId", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$")]
+Canary = Annotated[str, Field(max_length=1000)] | dict[str, Any]
+
+
+class ResourcesBody(CheckedBody):
+    """What each variant needs; also where its listeners listen."""
+
+    replicas: Annotated[int | None, Field(ge=0, le=_MOST)] = None
+    cpus: Annotated[Amount | None, Field(alias="numCpus")] = None
+    gpus: Annotated[Amount | None, Field(alias="numGpus")] = None
+    host: Host = "127.0.0.1"
+
+    def amounts(self) -> dict[str, str]:
+        """Those that were said."""
+        said = {"numCpus": self.cpus, "numGpus": self.gpus}
+        return {name: str(value) for name, value in said.items() if value is not None}
+
+
+class DeployBody(CheckedBody):
+    """The model by URI, or by ``modelId`` and ``version``; the rest as in a deployment."""
+
+    model: Text | None = None
+    model_id: Annotated[Text | None, Field(alias="modelId")] = None
+    version: Annotated[int | None, Field(ge=1, le=_LARGEST)] = None
+    route: Text | None = None
+    environment: Annotated[Text | None, Field(alias="env")] = None
+    stable: Text | None = None
+    node_pool: Annotated[Text | None, Field(alias="nodePool")] = None
+    port: Annotated[int | None, Field(ge=1, le=65535)] = None
+    resources: ResourcesBody = ResourcesBody()
+    canary_config: Annotated[Canary | None, Field(alias="canaryConfig")] = None
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        parts = (self.model_id is not None) + (self.version is not None)
+        if parts != (0 if self.model is not None else 2):
+            raise ValueError("say the model either as 'model' or as 'modelId' and 'version'")
+        return self
+
+    def to_order(self) -> DeploymentOrder:
+        """Its canary configuration checked.
+
+        Raises:
+            MalformedRequestError: names what is wrong with the canary configuration.
+        """
+        return DeploymentOrder(
+            model=self.model or f"models:/{self.model_id}/{self.version}",
+            route=self.route,
+            environment=self.environment,
+            canary_config=_checked(self.canary_config),
+            stable=self.stable,
+            replicas=self.resources.replicas,
+            resources=self.resources.amounts(),
+            node_pool=self.node_pool,
+            host=self.resources.host,
+            port=self.port,
+        )
+
+
+class ScaleBody(CheckedBody):
+    replicas: Annotated[int, Field(ge=0, le=_MOST)]
+
+
+class SignalBody(CheckedBody):
+    signal: Literal["pause", "resume", "abort", "rollback", "quarantine"]
+    reason: Reason = ""
+
+
+class RollbackBody(CheckedBody):
+    reason: Reason = ""
+    canary_config: Annotated[Canary | None, Field(alias="canaryConfig")] = None
+
+
+class EndBody(CheckedBody):
+    reason: Reason = ""
+
+
+def _checked(config: str | dict[str, Any] | None) -> str | None:
+    if config is None:
+        return None
+    checks = canaries()  # that nobody checks is not the client's mistake
+    try:
+        return checks.checked(config)
+    except ConfigurationError as error:
+        raise MalformedRequestError(error.message, error.remedy) from error
+
+
+def add_serve_routes(router: APIRouter, port: Callable[[], Deployments]) -> None:
+    """The routes, on a port that is opened at first use.
+
+    Args:
+        router: Gets them.
+        port: Opens it.
+    """
+
+    @router.post("/serve/deploy", status_code=201)
+    def deploy(body: DeployBody) -> dict[str, Any]:
+        return record_document(port().deploy(body.to_order()))
+
+    @router.get("/serve")
+    def deployments(ended: bool = False) -> dict[str, Any]:
+        return {"deployments": [record_document(one) for one in port().list(ended=ended)]}
+
+    @router.get("/serve/{deployId}")
+    def deployment(name: Name) -> dict[str, Any]:
+        return record_document(port().find(name))
+
+    @router.get("/serve/{deployId}/decisions")
+    def decisions(name: Name) -> dict[str, Any]:
+        record = port().find(name)
+        found = port().decisions(record.deploy_id)
+        return {"decisions": [decision_document(one) for one in found]}
+
+    @router.post("/serve/{deployId}/scale")
+    def scale(name: Name, body: ScaleBody) -> dict[str, Any]:
+        return record_document(port().scale(name, body.replicas))
+
+    @router.post("/serve/{deployId}/signals")
+    def signal(name: Name, body: SignalBody) -> dict[str, Any]:
+        return record_document(port().ask(name, SignalKind(body.signal), body.reason))
+
+    @router.post("/serve/{deployId}/rollback")
+    def rollback(name: Name, body: RollbackBody) -> dict[str, Any]:
+        config = _checked(body.canary_config)
+        if config is None and port().find(name).canary is not None:
+            return record_document(port().ask(name, SignalKind.ROLLBACK, body.reason))
+        return record_document(port().back(name, body.reason, config))
+
+    @router.post("/serve/{deployId}/end")
+    def end(name: Name, body: EndBody) -> dict[str, Any]:
+        return record_document(port().end(name, body.reason))

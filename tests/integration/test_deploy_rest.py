@@ -1,0 +1,437 @@
+"""Deployments through a real server: the routes, the command, MLflow's command (AC-4, AC-12)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from click.testing import CliRunner, Result
+from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
+
+from governance.cli import main
+from governance.deployment_control import Progress, StoredDecision
+from governance.deployment_port import DeploymentOrder, open_deployments
+from governance.deployment_records import Health, SignalKind
+from governance.errors import (
+    ConfigurationError,
+    ConflictError,
+    MalformedRequestError,
+    NotFoundError,
+    PromotionDeniedError,
+    RefusedError,
+)
+from governance.signing.keys import FileSigner
+from mlflow_plugins.api.requests import BODY_LIMIT
+from mlflow_plugins.governor import Governor
+from mlflow_plugins.request_auth import SignedRequestAuth
+from tests.conftest import Server, StartServer, servers
+from tests.scenario import Scenario
+
+POLICY = """\
+version: 1
+environments:
+  - {name: sandbox}
+  - name: strict
+    aliases: [champion]
+    requires: {actor_proof: signed, after: null}
+"""
+
+
+class Served:
+    """A governed server with two versions of *fraud*."""
+
+    def __init__(self, server: Server, scenario: Scenario) -> None:
+        self.server = server
+        self.scenario = scenario
+        self.port = open_deployments(server.uri)
+        self.database = open_deployments(server.store)
+        self.before = self.events_before = 0
+
+    def made(self) -> list[dict[str, Any]]:
+        """Every deployment since the test began, newest first."""
+        found: list[dict[str, Any]] = self.get("/serve?ended=true")["deployments"]
+        return found[: len(found) - self.before]
+
+    def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
+        url = f"{self.server.uri}/api/3.0/chancery{path}"
+        return requests.post(url, **({"json": body} | options), timeout=60)
+
+    def get(self, path: str) -> Any:
+        answer = requests.get(f"{self.server.uri}/api/3.0/chancery{path}", timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def chancery(self, *args: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(main, ["deploy", *args, "--uri", self.server.uri])
+        assert result.exit_code == code, (result.output, result.stderr, result.exception)
+        return result
+
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """Those of a kind on the ledger, since the test began."""
+        Governor.of(self.server.store).ledger.sequence()
+        found = self.scenario.events()[self.events_before :]
+        return [event for event in found if event["type"].startswith(kind)]
+
+
+@pytest.fixture(scope="module")
+def running(
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
+) -> Iterator[tuple[Server, Path]]:
+    """One server for the module, and its state directory."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "policy.yaml").write_text(POLICY)
+    home = folder / "chancery"
+    with servers(folder, sqlite_template) as start:
+        here = {"CHANCERY_HOME": str(home), "CHANCERY_POLICY": str(folder / "policy.yaml")}
+        server = start(environment=here)
+        scenario = Scenario(server.uri, home)
+        scenario.train()
+        scenario.train()
+        yield server, home
+
+
+@pytest.fixture
+def served(running: tuple[Server, Path], monkeypatch: pytest.MonkeyPatch) -> Served:
+    """The server, with nothing deployed."""
+    server, home = running
+    # This process opens the server's database too, as its controllers would.
+    monkeypatch.setenv("CHANCERY_HOME", str(home))
+    monkeypatch.setenv("CHANCERY_POLICY", str(home.parent / "policy.yaml"))
+    monkeypatch.setenv("CHANCERY_ACTOR", "ann")
+    served = Served(server, Scenario(server.uri, home))
+    for record in served.database.list():
+        served.database.end(record.deploy_id, "another test begins")
+    served.before = len(served.get("/serve?ended=true")["deployments"])
+    served.events_before = len(served.events())
+    return served
+
+
+def test_a_deployment_s_life_over_rest(served: Served) -> None:
+    answer = served.post(
+        "/serve/deploy",
+        {"modelId": "fraud", "version": 1, "env": "sandbox", "route": "r", "nodePool": "big",
+         "resources": {"replicas": 2, "numCpus": 0.5, "numGpus": "0"}},
+    )  # fmt: skip
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    assert (made["modelId"], made["version"], made["route"]) == ("fraud", 1, "r")
+    assert made["resources"] == {
+        "host": "127.0.0.1", "replicas": 2, "numCpus": "0.5", "numGpus": "0",
+    }  # fmt: skip
+    assert (made["env"], made["nodePool"], made["status"]) == ("sandbox", "big", "starting")
+    assert made["stable"]["rootDigest"] == made["provenance"]["rootDigest"]
+    identifier = made["deployId"]
+    assert served.get(f"/serve/{identifier}") == made == served.get("/serve/r")
+    assert served.get("/serve")["deployments"] == [made]
+
+    canary = {"model": "models:/fraud/2", "route": "r", "canaryConfig": {"steps": [5, 100]}}
+    begun = served.post("/serve/deploy", canary).json()
+    assert begun["canary"]["version"] == begun["canaryVersion"] == 2
+    assert begun["canaryConfig"]["steps"] == [5.0, 100.0]
+    assert begun["canaryConfig"]["min_samples"] == 100, "the whole configuration is stored"
+    for signal in ("pause", "resume", "abort", "quarantine"):
+        asked = served.post(f"/serve/{identifier}/signals", {"signal": signal, "reason": "so"})
+        assert asked.status_code == 200, asked.text
+    assert served.post("/serve/r/rollback", {"reason": "slow"}).status_code == 200
+    scaled = served.post("/serve/r/scale", {"replicas": 3}).json()
+    assert scaled["resources"]["replicas"] == 3
+    signals = [event["data"]["signal"] for event in served.events("serve:rollout:signalled")]
+    assert signals == ["pause", "resume", "abort", "quarantine", "rollback"]
+    assert {e["actor"] for e in served.events("serve:rollout:signalled")} == {"anonymous"}
+
+    # What a controller does stays on the database, and is seen through the server.
+    look = served.database.take(identifier, "one", now_ms=0, ttl_ms=10)
+    assert look is not None
+    said = {"outcome": "promoted", "phase": "promoted", "percent": "100", "atMs": 1,
+            "explanation": ["All steps are passed."]}  # fmt: skip
+    decision = StoredDecision(begun["rolloutId"], 4, said, ended=True, promoted=True)
+    progress = Progress(b'{"any": "\xc3\xbc"}', 1, Health.SERVING, decisions=(decision,))
+    served.database.save(identifier, look.record.fence, progress, now_ms=1)
+    assert served.port.find("r") == served.database.find("r")
+    assert served.port.list() == served.database.list()
+    seen = list(served.database.decisions(identifier))
+    assert served.port.decisions(identifier) == seen
+    after = served.get(f"/serve/{identifier}/decisions")["decisions"]
+    assert [one["decision"]["outcome"] for one in after] == ["promoted"]
+    back = served.post("/serve/r/rollback", {"reason": "worse"}).json()
+    assert (back["version"], back["canaryVersion"]) == (2, 1)
+    assert back["canaryConfig"]["steps"] == [99.0, 100.0]
+
+    assert served.post("/serve/r/end", {"reason": "done"}).json()["endedReason"] == "done"
+    assert served.get("/serve")["deployments"] == []
+    assert len(served.made()) == 1
+    again = served.post("/serve/r/scale", {"replicas": 1})
+    assert again.status_code == 404
+    again = served.post(f"/serve/{identifier}/scale", {"replicas": 1})
+    assert (again.status_code, again.json()["error_code"]) == (409, "CONFLICT")
+
+
+def test_what_cannot_be_meant_is_told_and_leaves_nothing(served: Served) -> None:
+    good = {"model": "models:/fraud/1", "env": "sandbox"}
+    for body, words in (
+        ([], "should be a valid dictionary"),
+        (good | {"rout": "x"}, "unknown field 'rout'"),
+        (good | {"resources": {"cpus": 1}}, "unknown field 'resources.cpus'"),
+        (good | {"version": 1}, "either as 'model' or"),
+        ({"modelId": "fraud", "env": "sandbox"}, "either as 'model' or"),
+        ({"modelId": "fraud", "version": "1"}, "version"),
+        ({"modelId": "fraud", "version": True}, "version"),
+        ({"modelId": "fraud", "version": 2**40}, "version"),
+        (good | {"route": "a\x00b"}, "route"),
+        (good | {"route": ["a"]}, "route"),
+        (good | {"port": 70000}, "port"),
+        (good | {"port": "80"}, "port"),
+        (good | {"resources": {"replicas": 1.5}}, "resources.replicas"),
+        (good | {"resources": {"numCpus": -1}}, "not a number from 0"),
+        (good | {"resources": {"numCpus": "many"}}, "not a number from 0"),
+        (good | {"resources": {"host": "a b; rm"}}, "resources.host"),
+        (good | {"canaryConfig": {"steps": [50, 25]}}, "does not exceed"),
+        (good | {"canaryConfig": {"step": [5]}}, "did you mean 'steps'"),
+        (good | {"canaryConfig": {"steps": "5"}}, "canaryConfig, steps"),
+        (good | {"canaryConfig": "/etc/passwd.yaml"}, "not a percentage"),
+        (good | {"canaryConfig": 5}, "canaryConfig"),
+    ):
+        answer = served.post("/serve/deploy", body)
+        document = answer.json()
+        assert (answer.status_code, document["error_code"]) == (400, "MALFORMED_REQUEST"), body
+        assert words in document["message"], body
+        assert document["remedy"]
+    headers = {"content-type": "application/json"}
+    for data in (b"{", b"\xff", b"[" * 100_000, b"", b'{"model": NaN}'):
+        assert served.post("/serve/deploy", data=data, headers=headers).status_code == 400
+    large = b" " * BODY_LIMIT + b"{}"
+    for data in (large, iter([large])):  # with a length, and without
+        answer = served.post("/serve/deploy", data=data, headers=headers)
+        assert (answer.status_code, answer.json()["error_code"]) == (413, "REQUEST_TOO_LARGE")
+    for path, body in (
+        ("/serve/nobody/scale", {"replicas": 1}),
+        ("/serve/nobody/end", {}),
+        ("/serve/nobody/rollback", {}),
+        ("/serve/nobody/signals", {"signal": "abort"}),
+    ):
+        assert served.post(path, body).status_code == 404
+    for path, body in (
+        ("/serve/x/scale", {}),
+        ("/serve/x/scale", {"replicas": -1}),
+        ("/serve/x/signals", {"signal": "explode"}),
+        ("/serve/x/rollback", {"canaryConfig": {"steps": []}}),
+        ("/serve/x%00/scale", {"replicas": 1}),
+    ):
+        assert served.post(path, body).status_code == 400
+
+    # What is refused is refused as promotions are: code, words, remedy, unmet conditions.
+    for body, status, code in (
+        (good | {"canaryConfig": "5%"}, 403, "REFUSED"),
+        (good | {"model": "models:/fraud/9"}, 404, "NOT_FOUND"),
+        (good | {"model": "models:/fraud/0"}, 404, "NOT_FOUND"),
+        (good | {"env": "nowhere"}, 404, "NOT_FOUND"),
+        (good | {"resources": {"replicas": 5000}}, 403, "REFUSED"),
+        (good | {"route": "../up"}, 403, "REFUSED"),
+    ):
+        answer = served.post("/serve/deploy", body)
+        assert (answer.status_code, answer.json()["error_code"]) == (status, code), answer.text
+        assert answer.json()["remedy"]
+    evil = {"origin": "https://evil.example"}
+    assert served.post("/serve/deploy", good, headers=evil).status_code == 403
+    assert served.made() == []
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: served.post("/serve/deploy", good), range(6)))
+    codes = sorted(answer.status_code for answer in answers)
+    assert codes == [201, 409, 409, 409, 409, 409]
+    lost = next(answer.json() for answer in answers if answer.status_code == 409)
+    assert "anonymous deployed models:/fraud/1" in lost["message"]
+    assert len(served.made()) == 1
+
+
+def test_the_same_errors_come_back_from_the_server(served: Served) -> None:
+    port = served.port
+    order = DeploymentOrder("models:/fraud/1", environment="sandbox")
+    for act, error, words in (
+        (lambda: port.deploy(DeploymentOrder("models:/fraud/1", environment="sandbox",
+                                             canary_config='{"steps": [5, 2]}')),
+         MalformedRequestError, "does not exceed"),
+        (lambda: port.find("nobody"), NotFoundError, "nobody"),
+        (lambda: port.find("../promotions"), NotFoundError, "no deployment"),
+        (lambda: port.take("x", "y", now_ms=0, ttl_ms=1), ConfigurationError, "on the database"),
+        (lambda: port.deploy(DeploymentOrder("models:/fraud/1", environment="strict")),
+         RefusedError, r"ann \(claimed\) may not change what answers in strict"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=words):
+            act()
+    port.deploy(order)
+    with pytest.raises(ConflictError, match="ann deployed models:/fraud/1"):
+        port.deploy(order)
+    with pytest.raises(RefusedError, match="no rollout runs"):
+        port.ask("fraud", SignalKind.PAUSE, "")
+
+
+def test_a_signed_request_deploys_once_and_is_known_by_name(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer = served.scenario.signer
+    assert isinstance(signer, FileSigner)
+    auth = SignedRequestAuth(signer)
+    body = {"model": "models:/fraud/1", "env": "strict"}
+    unsigned = served.post("/serve/deploy", body)
+    assert unsigned.status_code == 403
+    assert "asks for the proof 'signed'" in unsigned.json()["message"]
+    denied = served.post("/serve/deploy", body, auth=auth)
+    assert (denied.status_code, denied.json()["error_code"]) == (403, "PROMOTION_DENIED")
+    unmet = [c["name"] for c in denied.json()["decision"]["conditions"] if not c["met"]]
+    assert unmet == ["approvals"]
+
+    monkeypatch.setenv("CHANCERY_KEY", f"file:{served.scenario.home / 'approver.key'}")
+    with pytest.raises(PromotionDeniedError):
+        open_deployments(served.server.uri).deploy(
+            DeploymentOrder("models:/fraud/1", environment="strict")
+        )
+    served.scenario.clear(1, "strict")
+    url = f"{served.server.uri}/api/3.0/chancery/serve/deploy"
+    request = requests.Request("POST", url, json=body, auth=auth).prepare()
+    with requests.Session() as session:
+        first = session.send(request, timeout=60)
+        again = session.send(request, timeout=60)
+    assert first.status_code == 201, first.text
+    assert again.status_code == 403
+    assert "carried out already" in again.json()["message"]
+    made = served.made()
+    assert [one["deployId"] for one in made] == [first.json()["deployId"]]
+    created = served.events("serve:deployment:created")
+    assert [event["actorproof"] for event in created] == ["signed"]
+    assert created[0]["actor"] == made[0]["createdBy"] != "ann"
+    assert created[0]["actorkey"]
+
+    changed = requests.Request("POST", url, json=body, auth=auth).prepare()
+    changed.body = json.dumps(body | {"route": "mine"}).encode()
+    changed.headers["Content-Length"] = str(len(changed.body))
+    with requests.Session() as session:
+        assert session.send(changed, timeout=60).status_code == 401
+    for path, wish, status in (
+        ("scale", {"replicas": 0}, 200),
+        ("signals", {"signal": "quarantine"}, 200),
+        ("rollback", {}, 403),
+        ("end", {}, 200),
+    ):
+        refused = served.post(f"/serve/fraud/{path}", wish)
+        assert refused.status_code == 403
+        assert "asks for the proof 'signed'" in refused.json()["message"]
+        ours = served.post(f"/serve/fraud/{path}", wish, auth=auth)
+        assert ours.status_code == status, ours.text
+    assert len(served.made()) == 1
+
+
+def test_basic_auth_guards_the_routes_and_names_the_actor(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, home = tmp_path / "basic_auth.ini", tmp_path / "chancery"
+    settings.write_text(
+        "[mlflow]\n"
+        "default_permission = READ\n"
+        f"database_uri = sqlite:///{tmp_path}/auth.db\n"
+        "admin_username = admin\n"
+        "admin_password = a-long-password-1\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    server = start_server(
+        workers=1,
+        environment={
+            "CHANCERY_HOME": str(home),
+            "CHANCERY_BASIC_AUTH": "1",
+            "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "a-test-secret",
+        },
+    )
+    monkeypatch.setenv("CHANCERY_HOME", str(tmp_path / "client"))
+    url = f"{server.uri}/api/3.0/chancery/serve"
+    body = {"model": "models:/fraud/1", "env": "sandbox"}
+    for credentials in (None, ("admin", "wrong")):
+        assert requests.get(url, auth=credentials, timeout=30).status_code == 401
+        answer = requests.post(f"{url}/deploy", json=body, auth=credentials, timeout=30)
+        assert answer.status_code == 401
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password-1")
+    scenario = Scenario(server.uri, home)
+    scenario.train()
+    record = open_deployments(server.uri).deploy(
+        DeploymentOrder("models:/fraud/1", environment="sandbox")
+    )
+    assert record.created_by == "admin"
+    event = [e for e in scenario.events() if e["type"] == "serve:deployment:created"][-1]
+    assert (event["actor"], event["actorproof"]) == ("admin", "basic-auth")
+
+
+def test_the_command_works_through_a_server(served: Served, tmp_path: Path) -> None:
+    said = served.chancery("models:/fraud/1", "--env", "sandbox", "--replicas", "2").stdout
+    assert "controller none yet: `chancery deploy operate` starts one" in said
+    assert "waits      for `chancery deploy operate`" in said
+    config = tmp_path / "canary.yaml"
+    config.write_text("min_samples: 7\n")
+    served.chancery("start", "models:/fraud/2", "--canary", "5%", "--config", str(config))
+    record = json.loads(served.chancery("show", "fraud", "--json").stdout)
+    assert record["canaryConfig"]["min_samples"] == 7
+    assert record["createdBy"] == "ann"
+    assert "fraud/2" in served.chancery("list").stdout
+    for verb in ("pause", "resume", "abort", "rollback", "quarantine"):
+        assert verb in served.chancery(verb, "fraud", "--reason", "because").stdout
+    assert "waits for a controller" in served.chancery("why", "fraud").stdout
+    assert "fraud" in served.chancery("watch", "fraud", "--seconds", "0.1").stdout
+    scaled = json.loads(served.chancery("scale", "fraud", "--replicas", "3", "--json").stdout)
+    assert scaled["resources"]["replicas"] == 3
+    taken = served.chancery("models:/fraud/1", "--env", "sandbox", code=1)
+    assert "CONFLICT" in taken.stderr
+    for verb in (["recover"], ["operate", "--once"]):
+        assert "beside the database" in served.chancery(*verb, code=3).stderr
+    assert json.loads(served.chancery("delete", "fraud", "--json").stdout)["status"] == "ended"
+    assert "nothing is deployed" in served.chancery("list").stdout
+    gone = CliRunner().invoke(main, ["deploy", "list", "--uri", "http://127.0.0.1:1"])
+    assert gone.exit_code == 3
+    assert "cannot be reached" in gone.stderr
+
+
+def test_mlflow_s_own_command_deploys(served: Served) -> None:
+    def mlflow(*args: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "mlflow", "deployments", *args],
+            capture_output=True, text=True, timeout=120,
+            env={**os.environ, "MLFLOW_TRACKING_URI": served.server.uri},
+        )  # fmt: skip
+        assert (done.returncode != 0) == bool(code), done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    made = mlflow("create", "-t", "chancery", "--name", "r", "-m", "models:/fraud/1",
+                  "-C", "env=sandbox", "-C", "replicas=2", "-C", "wait=0")  # fmt: skip
+    assert "python_function deployment r is created" in made
+    explicit = f"chancery:/{served.server.uri}"
+    client = get_deploy_client(explicit)
+    updated = client.update_deployment("r", "models:/fraud/2", config={"wait": 0, "replicas": 3})
+    assert (updated["canaryVersion"], updated["resources"]["replicas"]) == (2, 3)
+    assert updated["canaryConfig"]["steps"] == [5.0, 25.0, 50.0, 100.0], "never all at once"
+    assert "canaryVersion: 2" in mlflow("get", "-t", explicit, "--name", "r")
+    bad = mlflow("create", "-t", "chancery", "--name", "s", "-m", "models:/fraud/1",
+                 "-C", "canery=5%", code=1)  # fmt: skip
+    assert "unknown key 'canery'" in bad
+    assert "known: env, canary, config" in bad
+    assert [one["name"] for one in client.list_deployments()] == ["r"]
+    with pytest.raises(MlflowException, match="cannot be reached"):
+        client.predict("r", [[1.0, 2.0]])
+    with pytest.raises(MlflowException, match=r"CONFLICT.*is taken") as taken:
+        client.create_deployment("r", "models:/fraud/1", config={"env": "sandbox", "wait": 0})
+    assert taken.value.error_code == "RESOURCE_CONFLICT"
+    with pytest.raises(MlflowException, match=r"does not answer yet.*no controller has taken it"):
+        client.create_deployment("s", "models:/fraud/1", config={"env": "sandbox", "wait": 0.1})
+    with pytest.raises(MlflowException, match="no deployment has") as gone:
+        client.get_deployment("nobody")
+    assert gone.value.error_code == "RESOURCE_DOES_NOT_EXIST"
+    mlflow("delete", "-t", "chancery", "--name", "r", "-C", "reason=done")
+    client.delete_deployment("r")
+    assert served.made()[-1]["endedReason"] == "done"
