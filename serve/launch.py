@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 
 from governance.deployment_records import DeploymentRecord
 from governance.errors import ConfigurationError, UnreachableError
@@ -46,6 +48,7 @@ def connect(address: str = "auto", uri: str = "") -> None:
     if ray.is_initialized():
         return
     hide_in_arguments(uri, _shown(uri))
+    _require_listening(address)
     from serve.ray_cluster import NAMESPACE
 
     try:
@@ -53,12 +56,27 @@ def connect(address: str = "auto", uri: str = "") -> None:
             address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise UnreachableError(
-            f"there is no Ray cluster at {address!r}: {str(error).splitlines()[0]}",
-            "`ray start --head` on this machine, or name another cluster with --ray; "
-            "--record-only starts nothing",
-        ) from error
+        raise _no_cluster(address, str(error).splitlines()[0]) from error
     serve.start(proxy_location="Disabled")
+
+
+def _require_listening(address: str) -> None:
+    """Ray itself waits a minute for a head that is not there."""
+    named = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+)\]?:([0-9]{1,5})", address)
+    if named is None:
+        return  # Ray looks for it
+    try:
+        socket.create_connection((named[1], int(named[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, why: str) -> UnreachableError:
+    return UnreachableError(
+        f"there is no Ray cluster at {address!r}: {why}",
+        "`ray start --head` on this machine, or name another cluster with --ray; "
+        "--record-only starts nothing",
+    )
 
 
 def ensure_controller(record: DeploymentRecord, uri: str) -> None:

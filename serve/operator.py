@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -39,7 +40,7 @@ __all__ = ["LaunchProcess", "Launcher", "Operator"]
 _log = logging.getLogger(__name__)
 
 _AGAIN_S = 10.0  # a controller that was started has so long to take its lease
-_LONGEST_PAUSE_S = 15.0
+_LONGEST_PAUSE_S = 5.0
 
 _T = TypeVar("_T")
 
@@ -178,7 +179,7 @@ class LaunchProcess:
         address: str,
         *,
         stop: threading.Event | None = None,
-        answer_s: float = 60.0,
+        answer_s: float = 120.0,
     ) -> None:
         self._uri = uri
         self._address = address
@@ -254,6 +255,7 @@ def _launch(pipe: Connection, uri: str, address: str) -> None:
     """The process: one answer, None or an error, for each record."""
     for number in (signal.SIGTERM, signal.SIGINT):  # to a group; our parent says when it is over
         signal.signal(number, signal.SIG_IGN)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what is away, our parent says once
     sys.argv = sys.argv[:1]  # Ray keeps command lines, and ours may hold the store's password
     from serve.launch import connect, ensure_controller
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -175,14 +176,18 @@ def test_a_cluster_that_is_not_there_is_told_by_the_process(
     pytest.importorskip("ray", reason="the serving extra is not installed")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     uri = f"governed+sqlite:///{tmp_path}/mlflow.db"
-    launching = LaunchProcess(uri, "localhost:1", answer_s=0.5)
-    with pytest.raises(UnreachableError, match=r"did not answer within 0\.5 s"):
+    launching = LaunchProcess(uri, "localhost:1")
+    with pytest.raises(UnreachableError, match="there is no Ray cluster at 'localhost:1'"):
         launching.ensure(scene.world.record)
-    stopped = threading.Event()
-    stopped.set()
-    launching = LaunchProcess(uri, "localhost:1", stop=stopped)
-    with pytest.raises(UnreachableError):
-        launching.ensure(scene.world.record)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        launching = LaunchProcess(uri, f"127.0.0.1:{mute.getsockname()[1]}", answer_s=0.5)
+        with pytest.raises(UnreachableError, match=r"did not answer within 0\.5 s"):
+            launching.ensure(scene.world.record)
+        stopped = threading.Event()
+        stopped.set()
+        launching = LaunchProcess(uri, "127.0.0.1:1", stop=stopped)
+        with pytest.raises(UnreachableError):
+            launching.ensure(scene.world.record)
     launching.close()
 
 
