@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
@@ -199,21 +200,21 @@ class LaunchProcess:
         try:
             pipe.send(record)
             answered = self._answered(pipe)
-            error = pipe.recv() if answered else None
+            error, leaves = pipe.recv() if answered else (None, True)
         except (EOFError, OSError) as lost:
             self.close()
             raise UnreachableError(
                 f"the connection to the Ray cluster at {self._address!r} broke",
                 "start the cluster, or correct --ray",
             ) from lost
-        if not answered:
+        if leaves:
             self.close()
+        if not answered:
             raise UnreachableError(
                 f"the Ray cluster at {self._address!r} did not answer within {self._answer_s:g} s",
                 "look whether its head runs",
             )
         if error is not None:
-            self.close()  # whatever state it is in, the next one begins afresh
             raise error
 
     def _answered(self, pipe: Connection) -> bool:
@@ -252,29 +253,38 @@ class LaunchProcess:
 
 
 def _launch(pipe: Connection, uri: str, address: str) -> None:
-    """The process: one answer, None or an error, for each record."""
+    """The process: for each record None or an error, and whether the process ends with it."""
     for number in (signal.SIGTERM, signal.SIGINT):  # to a group; our parent says when it is over
         signal.signal(number, signal.SIG_IGN)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what is away, our parent says once
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # what is away, our parent says once
     sys.argv = sys.argv[:1]  # Ray keeps command lines, and ours may hold the store's password
+    with suppress(EOFError, OSError):  # our parent has hung up
+        while True:
+            record = pipe.recv()
+            error = _launched(record, uri, address)
+            # One that has lost its cluster does not find another: the next process begins afresh.
+            leaves = error is not None and _in_cluster()
+            pipe.send((error, leaves))
+            if leaves:
+                return
+
+
+def _launched(record: DeploymentRecord, uri: str, address: str) -> GovernanceError | None:
     from serve.launch import connect, ensure_controller
 
-    while True:
-        try:
-            record = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            connect(address, uri)
-            ensure_controller(record, uri)
-        except GovernanceError as error:
-            pipe.send(_plain(error))
-        except Exception as error:  # noqa: BLE001 - Ray raises what it likes
-            pipe.send(UnreachableError(f"the controller cannot be started: {error!r}"[:500]))
-        else:
-            pipe.send(None)
+    try:
+        connect(address, uri)
+        ensure_controller(record, uri)
+    except GovernanceError as error:
+        return type(error)(error.message, error.remedy)  # its cause may not fit through a pipe
+    except Exception as error:  # noqa: BLE001 - Ray raises what it likes
+        return UnreachableError(f"the controller cannot be started: {error!r}"[:500])
+    return None
 
 
-def _plain(error: GovernanceError) -> GovernanceError:
-    """The error without its cause, which may not fit through a pipe."""
-    return type(error)(error.message, error.remedy)
+def _in_cluster() -> bool:
+    try:
+        import ray
+    except ImportError:
+        return False
+    return bool(ray.is_initialized())

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import mlflow.pyfunc
 import pytest
 import requests
 from click.testing import CliRunner, Result
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
+from benchmarks.surroundings import free_port
 from governance.cli import main
 from governance.deployment_control import Progress, StoredDecision
 from governance.deployment_port import DeploymentOrder, open_deployments
@@ -34,7 +39,7 @@ from mlflow_plugins.api.requests import BODY_LIMIT
 from mlflow_plugins.governor import Governor
 from mlflow_plugins.request_auth import SignedRequestAuth
 from tests.conftest import Server, StartServer, servers
-from tests.scenario import Scenario
+from tests.scenario import FEATURES, Scenario
 
 POLICY = """\
 version: 1
@@ -138,8 +143,8 @@ def test_a_deployment_s_life_over_rest(served: Served) -> None:
     assert begun["canary"]["version"] == begun["canaryVersion"] == 2
     assert begun["canaryConfig"]["steps"] == [5.0, 100.0]
     assert begun["canaryConfig"]["min_samples"] == 100, "the whole configuration is stored"
-    for signal in ("pause", "resume", "abort", "quarantine"):
-        asked = served.post(f"/serve/{identifier}/signals", {"signal": signal, "reason": "so"})
+    for kind in ("pause", "resume", "abort", "quarantine"):
+        asked = served.post(f"/serve/{identifier}/signals", {"signal": kind, "reason": "so"})
         assert asked.status_code == 200, asked.text
     assert served.post("/serve/r/rollback", {"reason": "slow"}).status_code == 200
     scaled = served.post("/serve/r/scale", {"replicas": 3}).json()
@@ -399,7 +404,7 @@ def test_the_command_works_through_a_server(served: Served, tmp_path: Path) -> N
 
 
 def test_mlflow_s_own_command_deploys(served: Served) -> None:
-    def mlflow(*args: str, code: int = 0) -> str:
+    def command(*args: str, code: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "mlflow", "deployments", *args],
             capture_output=True, text=True, timeout=120,
@@ -408,7 +413,7 @@ def test_mlflow_s_own_command_deploys(served: Served) -> None:
         assert (done.returncode != 0) == bool(code), done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    made = mlflow("create", "-t", "chancery", "--name", "r", "-m", "models:/fraud/1",
+    made = command("create", "-t", "chancery", "--name", "r", "-m", "models:/fraud/1",
                   "-C", "env=sandbox", "-C", "replicas=2", "-C", "wait=0")  # fmt: skip
     assert "python_function deployment r is created" in made
     explicit = f"chancery:/{served.server.uri}"
@@ -416,8 +421,8 @@ def test_mlflow_s_own_command_deploys(served: Served) -> None:
     updated = client.update_deployment("r", "models:/fraud/2", config={"wait": 0, "replicas": 3})
     assert (updated["canaryVersion"], updated["resources"]["replicas"]) == (2, 3)
     assert updated["canaryConfig"]["steps"] == [5.0, 25.0, 50.0, 100.0], "never all at once"
-    assert "canaryVersion: 2" in mlflow("get", "-t", explicit, "--name", "r")
-    bad = mlflow("create", "-t", "chancery", "--name", "s", "-m", "models:/fraud/1",
+    assert "canaryVersion: 2" in command("get", "-t", explicit, "--name", "r")
+    bad = command("create", "-t", "chancery", "--name", "s", "-m", "models:/fraud/1",
                  "-C", "canery=5%", code=1)  # fmt: skip
     assert "unknown key 'canery'" in bad
     assert "known: env, canary, config" in bad
@@ -432,6 +437,40 @@ def test_mlflow_s_own_command_deploys(served: Served) -> None:
     with pytest.raises(MlflowException, match="no deployment has") as gone:
         client.get_deployment("nobody")
     assert gone.value.error_code == "RESOURCE_DOES_NOT_EXIST"
-    mlflow("delete", "-t", "chancery", "--name", "r", "-C", "reason=done")
+    command("delete", "-t", "chancery", "--name", "r", "-C", "reason=done")
     client.delete_deployment("r")
     assert served.made()[-1]["endedReason"] == "done"
+
+
+def test_a_model_is_tried_out_on_this_machine(served: Served, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="the serving extra is not installed")
+    log, port = tmp_path / "local.log", free_port()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "mlflow", "deployments", "run-local", "-t", "chancery",
+                "--name", "toy", "-m", "models:/fraud/1", "-C", f"port={port}",
+            ],
+            stdout=out, stderr=subprocess.STDOUT,
+            env={**os.environ, "MLFLOW_TRACKING_URI": served.server.uri},
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while f"models:/fraud/1 answers on {address}" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        assert requests.get(f"{address}/ping", timeout=30).status_code == 200
+        body = {"inputs": FEATURES[:3].tolist()}
+        answer = requests.post(f"{address}/invocations", json=body, timeout=30)
+        model = mlflow.pyfunc.load_model("models:/fraud/1")
+        assert answer.json() == {"predictions": model.predict(FEATURES[:3]).tolist()}
+        assert answer.headers["x-chancery-model"] == "toy"
+        bad = requests.post(f"{address}/invocations", json={"inputs": "x"}, timeout=30)
+        assert bad.status_code == 400
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert "Traceback" not in log.read_text()
+    assert served.get("/serve")["deployments"] == []
