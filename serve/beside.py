@@ -241,7 +241,7 @@ def with_beside(
                     order.max_concurrency,
                 )
             )
-        weights = _weights(dict(wanted_parts(wanted.stretches)), present)
+        weights = _weights(dict(_parts(wanted.stretches)), present)
         experiment = ExperimentPlan(wanted.id, wanted.name, wanted.stretches)
     copied, shadow = record.shadow, beside.shadow
     if copied is not None and shadow is not None and SHADOW in allowed:
@@ -274,7 +274,7 @@ def with_beside(
     )
 
 
-def wanted_parts(stretches: tuple[tuple[str, int], ...]) -> dict[str, int]:
+def _parts(stretches: tuple[tuple[str, int], ...]) -> dict[str, int]:
     """Parts of the line by arm."""
     found: dict[str, int] = {}
     for name, parts in stretches:

@@ -43,7 +43,9 @@ class Gateway:
         lanes = {v.name: int(v.name not in self.blind) for v in plan.variants} if plan else {}
         experiment = plan.experiment.id if plan and plan.experiment else ""
         shadows = {s.id: more.get("copies", Agreement()) for s in plan.shadows} if plan else {}
-        return Report("gateway-1", self.number, deltas or {}, lanes, experiment, shadows)
+        return Report(
+            "gateway-1", self.number, deltas or {}, lanes, experiment=experiment, shadows=shadows
+        )
 
     def pass_(
         self,
@@ -237,7 +239,7 @@ def test_counts_are_kept_once_each_through_a_takeover(world: World, gateway: Gat
     other = world.start("two")
     gateway.pass_(0.5, controller=other)
     other.exchange(last)
-    foreign = Report("gateway-9", 1, seen, {}, "another experiment")
+    foreign = Report("gateway-9", 1, seen, experiment="another experiment")
     other.exchange(foreign)
     other.close()
     experiment = world.course.beside.experiment

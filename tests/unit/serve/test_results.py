@@ -60,7 +60,7 @@ def played(rates: tuple[float, float], seed: int, looks: int = 150) -> Experimen
         for name, rate in zip(("control", "fresh"), rates, strict=True):
             bad = sum(draw.random() < rate for _ in range(10))
             deltas[name] = Delta(10, {ErrorClass.RAISED: bad} if bad else {})
-        beside = beside.counted(Report("g", number, deltas, {}, "e1"))
+        beside = beside.counted(Report("g", number, deltas, experiment="e1"))
     assert beside.experiment is not None
     return beside.experiment
 
