@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 LAG_S = 5.0
 _LOOKS = 2  # in a row without a value: then it is a trouble
-_UNSETTLED = 10
+_UNSETTLED = 3  # looks in a row at counters that do not fit together
 _SILENT_S = 60.0
 _MOST_WAITING = 100
 
@@ -186,8 +186,11 @@ class Poller:
             readings = self._readings(values, one.metric, asking)
             found = _grown(one, readings)
         except UnsettledError:
-            readings, one.unsettled = one.before, one.unsettled + 1
-            if one.unsettled >= _UNSETTLED:
+            one.unsettled += 1
+            if one.unsettled < _UNSETTLED:
+                readings = one.before
+            else:  # begin anew: what grew is not what happened
+                one.unsettled, at_once = 0, True
                 trouble = "its events exceed its trials, or its values have no count."
         except ConfigurationError as error:
             trouble, at_once = f"{error.message}.", True

@@ -69,14 +69,21 @@ class Scenario:
         """The development approver's key, which the trust roots were founded on."""
         return FileSigner(self.home / "approver.key")
 
-    def train(self, name: str = "fraud", *, accuracy: float = 0.97, tags: Any = None) -> int:
+    def train(
+        self,
+        name: str = "fraud",
+        *,
+        accuracy: float = 0.97,
+        tags: Any = None,
+        labels: Any = LABELS,
+    ) -> int:
         """An ordinary run that registers a model; the version's number."""
         mlflow.set_experiment("scenario")  # MLflow remembers the id of another test's store
         with mlflow.start_run():
             mlflow.log_param("C", 1.0)
             mlflow.log_metric("accuracy", accuracy)
             mlflow.set_tags({"provenance.seed": "7", **(tags or {})})
-            model = LogisticRegression().fit(FEATURES, LABELS)
+            model = LogisticRegression().fit(FEATURES, labels)
             info = mlflow.sklearn.log_model(
                 model,
                 name="model",

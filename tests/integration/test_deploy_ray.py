@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import tempfile
 import threading
 import time
@@ -25,9 +26,10 @@ from governance.cli import main
 from governance.deployment_port import open_deployments
 from governance.deployment_records import DeploymentRecord, DeploymentStatus
 from serve.ray_cluster import NAMESPACE, actor_name
-from tests.scenario import Scenario
+from tests.scenario import FEATURES, Scenario
 
 BODY = json.dumps({"inputs": [[1.0, 2.0]]}).encode()
+METRICS = "tests.unit.serve.owner_metrics"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,9 @@ def cluster() -> Iterator[None]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("HOME", folder)
+        root = str(Path(__file__).resolve().parents[2])
+        patch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("CHANCERY_METRIC_MODULES", METRICS)  # each node says it itself
         ray.init(
             num_cpus=16,
             include_dashboard=False,
@@ -58,10 +63,11 @@ def cluster() -> Iterator[None]:
 class Clients:
     """Ask without a pause until the end; what they were told. Each request is another user's."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, body: Callable[[], bytes] = lambda: BODY) -> None:
         self.port = port
         self.users = count()
         self.variants: Counter[str] = Counter()
+        self.body = body
         self.statuses: Counter[int] = Counter()
         self.versions: Counter[str] = Counter()
         self.lost = 0
@@ -82,12 +88,19 @@ class Clients:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             headers = {"content-type": "application/json", "x-user": f"u{next(self.users)}"}
-            connection.request("POST", "/invocations", BODY, headers)
+            connection.request("POST", "/invocations", self.body(), headers)
             answer = connection.getresponse()
             self.variants[answer.getheader("x-chancery-variant", "")] += 1
             return answer.status, answer.read(), answer.getheader("x-chancery-model") or ""
         finally:
             connection.close()
+
+    def answer(self) -> bool:
+        """Whether somebody answers."""
+        try:
+            return self.ask()[0] == 200
+        except OSError:
+            return False
 
     def _run(self) -> None:
         while not self._ended.is_set():
@@ -125,14 +138,7 @@ def test_a_deployment_from_start_to_end(scenario: Scenario, cluster: None, tmp_p
     deployed = chancery("models:/fraud@champion", "--port", str(port), "--cpus", "0.1")
     wait_for(lambda: record().status is DeploymentStatus.SERVING, "stable serves")
     clients = Clients(port)
-
-    def answers() -> bool:
-        try:
-            return clients.ask()[0] == 200
-        except OSError:
-            return False
-
-    wait_for(answers, "the route answers")
+    wait_for(clients.answer, "the route answers")
     with clients:
         time.sleep(1)
         config = tmp_path / "canary.yaml"
@@ -171,6 +177,82 @@ def test_a_deployment_from_start_to_end(scenario: Scenario, cluster: None, tmp_p
         return False
 
     wait_for(gone, "its controller is gone")
+
+
+@pytest.fixture
+def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, too, these metrics may be named; before the store reads its settings."""
+    monkeypatch.setenv("CHANCERY_METRIC_MODULES", METRICS)
+
+
+def test_answers_and_owners_metrics_decide(
+    allowed: None, scenario: Scenario, cluster: None, tmp_path: Path
+) -> None:
+    """A canary that answers without an error, but something else, is rolled back (AC-4)."""
+    # Over the rows that clients send, stable says 1 for half of them, the canary for most.
+    stable, canary = scenario.train(), scenario.train(labels=(FEATURES[:, 0] > 3).astype(int))
+    store, port = open_deployments(scenario.uri), free_port()
+
+    def chancery(*args: str, code: int = 0) -> Any:
+        result = CliRunner().invoke(main, ["deploy", *args, "--uri", scenario.uri, "--json"])
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout) if code == 0 else result.output
+
+    def begin(analysis: str, code: int = 0, **changes: Any) -> Any:
+        options = {"steps": [50, 100], "min_samples": 30, "min_seconds": 2, **changes}
+        lines = "\n".join(f"{name}: {value}" for name, value in options.items())
+        config = tmp_path / "canary.yaml"
+        config.write_text(f"{lines}\nanalysis:\n  latency: null\n{analysis}")
+        model = f"models:/fraud/{canary}"
+        return chancery(model, "--route", "fraud", "--config", str(config), code=code)
+
+    def rolled_back() -> bool:
+        rollout = store.find("fraud")
+        assert rollout.stable.version == stable
+        return rollout.canary is None
+
+    def why() -> str:
+        return "\n".join(chancery("why", "fraud")["sentences"])
+
+    def metric(name: str) -> str:
+        return (
+            f'    - {{name: {name}, kind: mean, range: [0, 1], source: "{METRICS}:'
+            f'{name.replace("-", "_")}", tolerance: 0.1}}\n'
+        )
+
+    def body() -> bytes:
+        row = [random.uniform(0, 38), random.uniform(1, 39)]
+        return json.dumps({"inputs": [row]}).encode()
+
+    first = f"models:/fraud/{stable}"
+    chancery(first, "--port", str(port), "--cpus", "0.1", "--env", "sandbox")
+    wait_for(lambda: store.find("fraud").status is DeploymentStatus.SERVING, "stable serves", 240)
+    clients = Clients(port, body)
+    wait_for(clients.answer, "the route answers")
+    refused = begin('  metrics: [{name: x, kind: rate, source: "os:system"}]\n', code=1)
+    assert "CHANCERY_METRIC_MODULES" in refused
+    with clients:
+        begin("  outputs: {tolerance: 0.1}\n")
+        wait_for(rolled_back, "the shifted answers are found", 90)
+        assert "Strongest: outputs: in the bins that the canary favours" in why()
+        assert "Answers by bin, where they differ most: 0: " in why()
+
+        begin(f"  metrics:\n{metric('first')}")
+        wait_for(rolled_back, "the metric finds it", 90)
+        assert "Strongest: metric.first: mean" in why()
+
+        begin(f"  metrics:\n{metric('raising')}{metric('stuck')}", on_timeout="advance")
+        wait_for(lambda: "'stuck' is switched off at 2 gateways" in why(), "both noticed", 120)
+        wait_for(lambda: "'raising' failed in" in why(), "its errors are told")
+        assert "which is no error of the model: KeyError at owner_metrics.py" in why()
+        assert store.find("fraud").canary is not None
+        assert chancery("why", "fraud")["step"] == 0
+        chancery("abort", "fraud", "--reason", "seen enough")
+        wait_for(rolled_back, "it is aborted")
+    assert set(clients.statuses) == {200}, clients.statuses
+    assert clients.lost == 0
+    chancery("delete", "fraud")
+    wait_for(lambda: store.find(chancery("list", "--all")[0]["deployId"]).stopped_ms, "it is gone")
 
 
 def test_bytes_that_were_tampered_with_get_no_request(scenario: Scenario, cluster: None) -> None:

@@ -46,6 +46,11 @@ def hanging(request: ScoredRequest) -> float:
     return 0.5
 
 
+def stuck(request: ScoredRequest) -> float:
+    time.sleep(600)
+    return 0.5
+
+
 def hanging_in_c(request: ScoredRequest) -> float:
     """Never lets go of its interpreter's lock."""
     return float(bool(re.match(r"(a+)+$", "a" * 64 + "!")))

@@ -205,9 +205,11 @@ def test_counters_that_do_not_fit_wait_for_the_next_look(looking: Looking) -> No
     looking.values.set(bad=(3, 0), all=(5, 20))
     assert looking.look() == [both((5, 3.0, 3.0), (20, 0.0, 0.0))]
     looking.values.set(bad=(99, 0), all=(6, 30))
-    for _ in range(12):
-        assert looking.look() == []
+    assert [looking.look() for _ in range(3)] == [[], [], []]
     assert "exceed its trials" in looking.troubles["bad"]
+    looking.values.set(bad=(99, 0), all=(506, 30))  # what did not fit counts for nothing
+    assert looking.look() == [both((500, 0.0, 0.0), ())]
+    assert looking.troubles == {}
 
 
 def test_a_series_that_is_not_there_is_no_evidence(looking: Looking) -> None:
