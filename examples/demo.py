@@ -1,9 +1,9 @@
-"""The main job, from training to a refused and an allowed promotion, on real data.
+"""The whole story on real data: from training over refused and allowed promotions to a rollout.
 
 Starts an ordinary MLflow server on a governed SQLite store in ``.demo/``, runs an ordinary training
-script against it, and acts out what Chancery is for. Everything printed is what really happened;
-any step that goes otherwise ends the demonstration with an error. ``KEEP=1`` leaves the server
-running.
+script against it, and acts out what Chancery is for: first the gate and the ledger, then serving
+with a canary (``demo_serving``). Everything printed is what really happened; any step that goes
+otherwise ends the demonstration with an error. ``KEEP=1`` leaves the MLflow server running.
 """
 
 from __future__ import annotations
@@ -16,20 +16,30 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from urllib.request import urlopen
 
-from rich.console import Console
-from rich.table import Table
-
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / ".demo"
-NAME = "tumour"
-console = Console(highlight=False, soft_wrap=True)
-results = Table("step", "what happened", title="What happened", show_lines=False)
+from demo_narrator import (
+    FOLDER,
+    NAME,
+    ROOT,
+    STORE,
+    chancery,
+    console,
+    give_up,
+    results,
+    run,
+    say,
+    step,
+)
+from demo_serving import serving
 
 
 def main() -> None:
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # cleans up
+    warnings.simplefilter("ignore")
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     with socket.socket() as probe:
@@ -45,21 +55,26 @@ def main() -> None:
         CHANCERY_POLICY=str(ROOT / "examples" / "policy.yaml"),
         CHANCERY_ACTOR="demo-scientist",
         PYTHONWARNINGS="ignore",
+        PYTHONUNBUFFERED="1",
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="1",
     )
     server = start_server(address, port)
     try:
+        wait_for(server, address)
         story(address, home)
-    finally:
-        if os.environ.get("KEEP") != "1":
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(30)
+        serving(address, [home / "approver.key", FOLDER / "bea.key"])
+    except BaseException:
+        stop(server)
+        raise
+    if os.environ.get("KEEP") != "1":
+        stop(server)
     console.print(results)
-    store = f"governed+sqlite:///{FOLDER / 'mlflow.db'}"
+    console.print(f"{time.monotonic() - began:.0f} s in all")
     look = [
-        f"chancery ledger verify --uri {store}",
-        f"chancery ledger tail --uri {store}",
-        f"chancery lineage models:/{NAME}/1 --up --html lineage.html --uri {store}",
+        f"chancery ledger verify --uri {STORE}",
+        f"chancery ledger tail --uri {STORE}",
+        f"chancery deploy list --all --uri {STORE}",
+        f"chancery lineage models:/{NAME}/1 --up --html lineage.html --uri {STORE}",
     ]
     console.print("\nLook further:")
     if os.environ.get("KEEP") == "1":
@@ -75,7 +90,7 @@ def start_server(address: str, port: int) -> subprocess.Popen[bytes]:
     step("Start an ordinary MLflow server; only the store URI differs")
     command = [
         sys.executable, "-m", "mlflow", "server", "--app-name", "governance",
-        "--backend-store-uri", f"governed+sqlite:///{FOLDER / 'mlflow.db'}",
+        "--backend-store-uri", STORE,
         "--artifacts-destination", str(FOLDER / "artifacts"),
         "--host", "127.0.0.1", "--port", str(port), "--workers", "2",
     ]  # fmt: skip
@@ -86,6 +101,16 @@ def start_server(address: str, port: int) -> subprocess.Popen[bytes]:
     server = subprocess.Popen(
         command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=FOLDER
     )
+    return server
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def wait_for(server: subprocess.Popen[bytes], address: str) -> None:
     deadline = time.monotonic() + 90
     while True:
         try:
@@ -93,10 +118,9 @@ def start_server(address: str, port: int) -> subprocess.Popen[bytes]:
                 break
         except OSError:
             if server.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"the server did not start; see {FOLDER / 'server.log'}")
+                give_up(f"the server did not start; see {FOLDER / 'server.log'}")
             time.sleep(0.2)
     results.add_row("server", f"governed, on {address}")
-    return server
 
 
 def story(address: str, home: Path) -> None:
@@ -117,7 +141,7 @@ def story(address: str, home: Path) -> None:
         say(error.message)
         results.add_row("@champion, unapproved", "refused (403), with every unmet condition")
     else:
-        sys.exit("the ungated promotion went through")
+        give_up("the ungated promotion went through")
 
     step("A second person joins the approvers: an act that administrators sign")
     first = f"file:{home / 'approver.key'}"
@@ -142,7 +166,7 @@ def story(address: str, home: Path) -> None:
         say(error.message)
         results.add_row("@champion, 1 of 2", "refused: one more person has to approve")
     else:
-        sys.exit("one approval of two was enough")
+        give_up("one approval of two was enough")
     approve(statement, second)
     client.set_registered_model_alias(NAME, "champion", "1")
     say("the alias champion now points at version 1")
@@ -169,16 +193,15 @@ def story(address: str, home: Path) -> None:
         say(error.message)
         results.add_row("tampered artifact", "load refused (TAMPERED), nothing was unpickled")
     else:
-        sys.exit("the tampered model was loaded")
+        give_up("the tampered model was loaded")
     model.write_bytes(good)
 
     step("Prove all of it")
     chancery("verify", f"models:/{NAME}@champion", "--env", "prod")
-    store = f"governed+sqlite:///{FOLDER / 'mlflow.db'}"
-    report = json.loads(chancery("ledger", "verify", "--uri", store, "--json", quiet=True))
-    chancery("ledger", "tail", "-n", "8", "--uri", store)
+    report = json.loads(chancery("ledger", "verify", "--uri", STORE, "--json", quiet=True))
+    chancery("ledger", "tail", "-n", "8", "--uri", STORE)
     if not report["ok"]:
-        sys.exit(f"the ledger does not hold: {report['problems']}")
+        give_up(f"the ledger does not hold: {report['problems']}")
     results.add_row("ledger", f"{report['size']} events, tree and witness agree")
     chancery("lineage", f"models:/{NAME}/1", "--up")
 
@@ -194,30 +217,6 @@ def approve(statement: str, key: str) -> None:
     said = chancery("approve", statement[:12], "--yes", "--key", key, quiet=True)
     for line in said.splitlines()[:1] + said.splitlines()[-1:]:
         console.print(f"    {line}", markup=False)
-
-
-def chancery(*arguments: str, quiet: bool = False) -> str:
-    return run([str(Path(sys.executable).parent / "chancery"), *arguments], quiet=quiet)
-
-
-def run(command: list[str], *, quiet: bool = False) -> str:
-    shown = " ".join([Path(command[0]).name, *command[1:]])
-    console.print(f"  $ {shown}", markup=False, style="dim")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    if done.returncode != 0:
-        sys.exit(f"{shown}\n{done.stdout}{done.stderr}")
-    if not quiet:
-        for line in done.stdout.splitlines():
-            console.print(f"    {line}", markup=False)
-    return done.stdout
-
-
-def step(title: str) -> None:
-    console.print(f"\n[bold]{title}[/]")
-
-
-def say(text: str) -> None:
-    console.print(f"  → {text}", markup=False)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ import argparse
 
 import mlflow
 import mlflow.sklearn
+import numpy as np
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, recall_score
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 
 def main() -> None:
@@ -25,6 +27,8 @@ def main() -> None:
     parser.add_argument("--name", default="tumour", help="registered model")
     parser.add_argument("--c", type=float, default=1.0, help="inverse regularisation strength")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--size-classes", choices=["error", "ignore"],
+                        help="use size classes, and what an unknown one is")  # fmt: skip
     options = parser.parse_args()
 
     frame = load_breast_cancer(as_frame=True).frame
@@ -41,7 +45,13 @@ def main() -> None:
         )
         mlflow.log_params({"C": options.c, "seed": options.seed})
         mlflow.set_tag("provenance.seed", options.seed)
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=options.c, max_iter=1000))
+        prepare = StandardScaler()
+        if options.size_classes:
+            classes = OneHotEncoder(handle_unknown=options.size_classes)
+            rounded = make_pipeline(FunctionTransformer(np.floor), classes)
+            prepare = make_column_transformer((prepare, features), (rounded, ["mean radius"]))
+            mlflow.log_param("size_classes", options.size_classes)
+        model = make_pipeline(prepare, LogisticRegression(C=options.c, max_iter=1000))
         model.fit(train[features], train["target"])
         predicted = model.predict(test[features])
         mlflow.log_metrics(
