@@ -99,9 +99,7 @@ def _serving(address: str, keys: list[Path]) -> None:
     say("INJECTED FAULT: version 2 puts tumours into size classes and raises for a size that its")
     say("data set does not have. Its test set has none, so it is honestly good offline. Live, one")
     say("patient in five comes from another clinic, with larger tumours.")
-    took = wait_until(lambda: _answers(traffic), "the route answers")
-    if took > 2:
-        say(f"it answers after {took:.0f} s more")
+    wait_until(lambda: _answers(traffic), "waiting for the route to answer")
     _, body, headers = traffic.ask()
     say(f"{body.decode()} and says who answered:")
     for name in ("model", "version", "signer", "variant"):
@@ -251,8 +249,14 @@ def ledger() -> None:
 
 
 def _answers(traffic: Traffic) -> bool:
+    """Whether every listener runs, and each of twenty new connections gets its answer."""
+    from ray import serve
+
+    states = [application.status.value for application in serve.status().applications.values()]
+    if len(states) < 2 or set(states) != {"RUNNING"}:
+        return False
     try:
-        return traffic.ask()[0] == 200
+        return all(traffic.ask()[0] == 200 for _ in range(20))
     except OSError:
         return False
 

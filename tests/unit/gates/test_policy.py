@@ -48,6 +48,13 @@ def test_every_key_is_documented() -> None:
     assert [key for key in keys if f"`{key}`" not in text] == []
 
 
+def test_the_demonstration_s_policy() -> None:
+    policy = load_policy(DOC.parents[1] / "examples" / "policy.yaml")
+    canary = policy.requirements("tumour", "prod").canary
+    assert canary is not None
+    assert (canary.environment, canary.unless_first) == ("prod", True)
+
+
 def test_the_built_in_policy() -> None:
     policy = default_policy()
     assert policy.load.require_signature == "protected"

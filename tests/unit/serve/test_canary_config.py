@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.errors import ConfigurationError
+from governance.gates.policy import load_policy
 from serve.config import CanaryConfig, MetricKind, OnTimeout
 from serve.judge import planned_tests
 from serve.parsing import (
@@ -45,6 +46,18 @@ on_timeout: hold
 on_success: {promote_alias: champion}
 on_rollback: {restore_alias: champion}
 """
+
+
+def test_the_demonstration_s_canary_can_meet_its_policy() -> None:
+    """What a rollout compares at least, by its steps, is what prod's policy asks for."""
+    examples = Path(__file__).parents[3] / "examples"
+    config = load_canary(examples / "canary.yaml")
+    asked = load_policy(examples / "policy.yaml").requirements("tumour", "prod").canary
+    assert asked is not None
+    compared = [step for step in config.steps if step <= 50]  # stable has as many, at least
+    assert len(compared) * config.min_samples >= asked.min_requests
+    assert config.alpha <= asked.max_alpha
+    assert config.on_success.promote_alias == "champion"
 
 
 def test_a_full_configuration() -> None:
