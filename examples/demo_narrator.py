@@ -78,5 +78,5 @@ def wait_until(
         if now - shown >= 2:
             shown = now
             console.print(f"    {now - began:3.0f} s  {told() or what}", style="dim", markup=False)
-        time.sleep(0.1)
+        time.sleep(0.25)
     return time.monotonic() - began

@@ -18,7 +18,7 @@ from sklearn.datasets import load_breast_cancer
 __all__ = ["Traffic"]
 
 _CLIENTS = 4
-_PAUSE_S = 0.025
+_PAUSE_S = 0.04
 _LARGER = 0.2
 _HEADERS = {"content-type": "application/json"}
 
