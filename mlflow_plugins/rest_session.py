@@ -30,7 +30,7 @@ from mlflow_plugins.request_headers import GovernanceHeaderProvider
 
 __all__ = ["ServerSession"]
 
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = (10.0, 120.0)  # to connect; to be answered
 _ERRORS_BY_CODE: dict[str, type[GovernanceError]] = {
     cls.code: cls
     for cls in (getattr(errors, name) for name in errors.__all__)

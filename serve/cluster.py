@@ -57,6 +57,7 @@ class VariantSpec:
         signer: Who signed for it, as far as the deployment knows.
         node_pool: Pool of nodes; None: any.
         resources: ``replicas`` and what each needs.
+        root_digest: Of the bytes that the gate let in; no others are loaded.
     """
 
     application: str
@@ -65,6 +66,7 @@ class VariantSpec:
     signer: str = ""
     node_pool: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
+    root_digest: str = ""
 
     @property
     def uri(self) -> str:
@@ -112,4 +114,5 @@ def spec_of(record: DeploymentRecord, served: ServedVersion) -> VariantSpec:
         signer=", ".join(signers),
         node_pool=record.node_pool,
         resources=dict(record.resources),
+        root_digest=served.root_digest,
     )

@@ -128,6 +128,7 @@ class RayCluster:
             cpus=needs.cpus,
             gpus=needs.gpus,
             labels=needs.labels,
+            root_digest=spec.root_digest,
         )
         self._needs[spec.application] = needs
         self._have(spec.application, model, lambda code: model_application(model, code))

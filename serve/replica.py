@@ -5,7 +5,9 @@ replica loads the version's files, which are verified before anything of them is
 the model, and listens on a unix socket in a thread with an event loop of its own; requests never
 pass through Ray. Gateways on other nodes call ``answer_frame`` through a Ray handle.
 
-A version that fails verification does not serve: the constructor raises, and the deployment's
+While the server or database that verification asks is away, a replica waits, unless this node has a
+copy of the bytes that the deployment was given: that is verified anew and served. A version that
+fails verification does not serve: the constructor raises, and the deployment's
 status message carries what `refusal_in` finds in it, so that a tampered version is told apart from
 one that merely could not start.
 
@@ -18,9 +20,11 @@ Example::
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -28,7 +32,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from governance.errors import GovernanceError
+from governance.errors import GovernanceError, UnreachableError
+from governance.expected_bytes import expecting
 from serve.lanes import socket_folder
 from serve.pauses import settle_memory
 from serve.scoring import Identity, Scorer
@@ -40,7 +45,11 @@ __all__ = ["DEPLOYMENT", "ModelReplica", "ModelSpec", "model_application", "refu
 DEPLOYMENT = "model"
 """Name of the one deployment in a version's application."""
 
+_log = logging.getLogger(__name__)
+
 _REFUSED = "REFUSED_BY_GOVERNANCE"
+_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 5.0
 
 Result = TypeVar("Result")
 
@@ -63,6 +72,7 @@ class ModelSpec:
         labels: Node labels it needs, as ``{"pool": "gpu"}``.
         busy_limit_s: Seconds on one batch after which a replica counts as hung.
         probe: Whether to find out if rows may be batched.
+        root_digest: Of the bytes that may be loaded; empty: whatever verifies.
     """
 
     model: str
@@ -78,6 +88,7 @@ class ModelSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     busy_limit_s: float = 60.0
     probe: bool = True
+    root_digest: str = ""
 
 
 class _RefusedVersionError(RuntimeError):
@@ -94,22 +105,46 @@ def refusal_in(message: str) -> str | None:
 
 
 def _load(spec: ModelSpec) -> Scorer:
-    """The version's scorer.
+    """The version's scorer, once what verification needs can be reached.
+
+    Waits for that as long as it takes: nobody is to blame that a server is away, and Ray would give
+    the version up after a few attempts.
 
     Raises:
         _RefusedVersionError: governance refuses the version.
         Exception: it cannot be loaded for another reason.
     """
+    pause_s = _PAUSE_S
+    while True:
+        try:
+            return _loaded(spec)
+        except UnreachableError as error:
+            _log.warning("models:/%s/%s waits: %s", spec.model, spec.version, error)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _loaded(spec: ModelSpec) -> Scorer:
+    """One attempt.
+
+    Raises:
+        UnreachableError: what verification needs is away.
+    """
     from mlflow.exceptions import MlflowException
 
     uri = spec.uri or f"models:/{spec.model}/{spec.version}"
     try:
-        return Scorer.load(uri, Identity(spec.model, spec.version, spec.signer))
+        with expecting(spec.root_digest):
+            return Scorer.load(uri, Identity(spec.model, spec.version, spec.signer))
     except MlflowException as error:
         code = error.json_kwargs.get("governance_code")
         if code is None:
             raise
+        if code == UnreachableError.code:
+            raise UnreachableError(error.message) from error
         raise _RefusedVersionError(f"{_REFUSED}[{code}] {uri}: {error.message}") from error
+    except UnreachableError:
+        raise
     except GovernanceError as error:
         raise _RefusedVersionError(f"{_REFUSED}[{error.code}] {uri}: {error}") from error
 

@@ -51,6 +51,7 @@ __all__ = [
     "Release",
     "Revocation",
     "VerifiedLoad",
+    "check_standing",
     "verify_release",
 ]
 
@@ -254,7 +255,7 @@ def verify_release(
         UntrustedKeyError: too few people of the trust roots stand behind the signatures.
         ExpiredError: the clearance may not be used for loading any more.
     """
-    _check_standing(release)
+    check_standing(release)
     _check_bytes(release, found)
     if not (release.requires_signature or require_signature or environment is not None):
         return VerifiedLoad(release.model, release.version, found.root_digest, (), (), None)
@@ -276,7 +277,12 @@ def verify_release(
     )
 
 
-def _check_standing(release: Release) -> None:
+def check_standing(release: Release) -> None:
+    """Refuse a version that was revoked or deleted.
+
+    Raises:
+        RevokedError: it was.
+    """
     if release.revoked is not None:
         raise RevokedError(
             f"{release.uri} was revoked: {release.revoked.reason}", "load another version"
