@@ -11,15 +11,17 @@ Example::
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import BinaryIO
 
-from serve.answer import Answer
+import orjson
+
+from serve.answer import Answer, Header
 from serve.delta import ErrorClass
 from serve.split import Assignment
 
@@ -27,7 +29,7 @@ __all__ = ["AccessLog"]
 
 _logger = logging.getLogger(__name__)
 
-_Entry = tuple[float, Answer, str, str, Assignment, float, ErrorClass | None]
+_Entry = tuple[float, int, tuple[Header, ...], str, str, Assignment, float, ErrorClass | None]
 
 _IDENTITY = {
     b"x-chancery-variant": "variant",
@@ -73,7 +75,8 @@ class AccessLog:
         """Note a request that was answered."""
         self._added += 1
         request_id, trace = headers.get("x-request-id", ""), headers.get("traceparent", "")
-        self._waiting.append((self._clock(), answer, request_id, trace, assignment, ms, error))
+        at, status, told = self._clock(), answer.status, answer.headers
+        self._waiting.append((at, status, told, request_id, trace, assignment, ms, error))
 
     @property
     def alive(self) -> bool:
@@ -104,10 +107,10 @@ class AccessLog:
         lost = self._added - self._written - len(self._waiting) - self._missing
         if lost > 0 and lines:
             self._missing += lost
-            lines.append({"lost": lost})
+            lines.append(orjson.dumps({"lost": lost}, option=orjson.OPT_APPEND_NEWLINE))
         if lines:
             try:
-                self._out.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+                self._out.write(b"".join(lines))
                 self._out.flush()
             except OSError as error:  # a full disk: requests are answered all the same
                 _logger.warning("%d lines of the access log are lost: %r", len(lines), error)
@@ -119,19 +122,20 @@ class AccessLog:
 
 def _line(
     at: float,
-    answer: Answer,
+    status: int,
+    headers: tuple[Header, ...],
     request_id: str,
     traceparent: str,
     assignment: Assignment,
     ms: float,
     error: ErrorClass | None,
-) -> dict[str, object]:
+) -> bytes:
     line: dict[str, object] = {
-        "time": round(at, 3),
+        "time": _thousandths(at),
         "requestId": request_id,
         "traceId": traceparent[3:35],
-        "status": answer.status,
-        "latencyMs": round(ms, 3),
+        "status": status,
+        "latencyMs": _thousandths(ms),
         "assigned": assignment.variant,
         "reason": assignment.reason.value,
     }
@@ -141,9 +145,22 @@ def _line(
         line["key"] = assignment.key
     if error is not None:
         line["error"] = error.value
-    for name, value in answer.headers:
+    line.update(_told(headers))
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _thousandths(value: float) -> float:
+    """Rounded to three digits; ``round`` takes ten times as long."""
+    return int(value * 1e3 + 0.5) / 1e3
+
+
+@lru_cache(256)  # they differ by variant and model only
+def _told(headers: tuple[Header, ...]) -> Mapping[str, object]:
+    """Who answered, out of an answer's headers."""
+    told: dict[str, object] = {}
+    for name, value in headers:
         if name in _IDENTITY:
-            line[_IDENTITY[name]] = value.decode("ascii", "replace")
+            told[_IDENTITY[name]] = value.decode("ascii", "replace")
         elif name == b"x-chancery-retried":
-            line["retried"] = True
-    return line
+            told["retried"] = True
+    return told
