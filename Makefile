@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := $(VENV)/.installed-for-demo
 
-.PHONY: demo test unit integration lint bench docs clean system
+.PHONY: demo test unit integration lint bench bench-serving docs clean system
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,15 @@ bench: $(STAMP) system
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/verified_load.py
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/serving.py --quick --output build/bench/serving.json
+	$(BIN)/python benchmarks/soak.py --minutes 4 --story --output build/bench/soak-story.json
+
+# The long ones, on a machine that does nothing else: two hours.
+bench-serving: $(STAMP)
+	$(BIN)/python benchmarks/serving.py --mlserver-venv build/mlserver
+	$(BIN)/python benchmarks/rollout.py --live
+	$(BIN)/python benchmarks/soak.py --minutes 30
+	$(BIN)/python benchmarks/soak.py --minutes 30 --story
 
 docs: $(STAMP)
 	$(BIN)/python -m pytest tests/unit/test_documentation.py

@@ -21,10 +21,10 @@ cannot be opened is tried again after 50 ms and counted as refused.
 
 Example::
 
-    load = Load(("127.0.0.1", 8080), request_bytes(body), clients=64, seconds=10)
+    load = Load(("127.0.0.1", 8080), [request_bytes(body)], clients=64, seconds=10)
     print(load.run()["requests_per_s"])
 
-    echo '{"port": 8080, "body": "{…}", "clients": 64, "seconds": 10}' | python benchmarks/load.py
+    echo '{"port": 8080, "bodies": ["…"], "clients": 64, "seconds": 10}' | python benchmarks/load.py
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Load:
 
     Args:
         address: Of the server.
-        request: Bytes of a request, from `request_bytes`.
+        requests: Bytes of requests, from `request_bytes`; they are asked in turn.
         clients: Connections; in an open loop at most so many requests are on their way.
         seconds: How long; what happened in the first ``warm_s`` of it is not counted.
         warm_s: Seconds before anything counts.
@@ -112,7 +113,7 @@ class Load:
     def __init__(
         self,
         address: tuple[str, int],
-        request: bytes,
+        requests: Sequence[bytes],
         *,
         clients: int,
         seconds: float,
@@ -123,7 +124,7 @@ class Load:
         timeline: bool = False,
     ) -> None:
         self._address = address
-        self._request = request
+        self._requests = cycle(requests)
         self._seconds = seconds
         self._warm_s = warm_s
         self._rate = rate
@@ -254,14 +255,15 @@ class Load:
     def _send(self, connection: _Connection, due: float) -> bool:
         """Whether the request left; not on a connection that was closed while it was idle."""
         assert connection.socket is not None
+        request = next(self._requests)
         connection.sent, connection.due = time.perf_counter(), due
         try:
-            sent = connection.socket.send(self._request)
+            sent = connection.socket.send(request)
         except OSError:
             connection.sent = 0.0
             self._hang_up(connection)
             return False
-        if sent != len(self._request):
+        if sent != len(request):
             raise RuntimeError("the request does not fit into the socket's buffer")
         return True
 
@@ -382,7 +384,8 @@ class Running:
     """A generator in a process of its own.
 
     Args:
-        spec: ``port``, ``body``, and what `Load` takes.
+        spec: ``port``, ``bodies``, ``path``, ``users`` (how many, named by the header ``x-user``),
+            and what else `Load` takes.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
@@ -410,9 +413,10 @@ class Running:
 
 def main() -> None:
     spec = json.load(sys.stdin)
-    body, port = spec.pop("body").encode(), spec.pop("port")
-    request = request_bytes(body, spec.pop("path", "/invocations"), spec.pop("headers", None))
-    load = Load(("127.0.0.1", port), request, **spec)
+    bodies, path = [body.encode() for body in spec.pop("bodies")], spec.pop("path", "/invocations")
+    users = [{"x-user": f"user-{at}"} for at in range(spec.pop("users", 0))] or [{}]
+    requests = [request_bytes(body, path, user) for body in bodies for user in users]
+    load = Load(("127.0.0.1", spec.pop("port")), requests, **spec)
     signal.signal(signal.SIGTERM, lambda *_: load.stop())
     json.dump(load.run(), sys.stdout)
 

@@ -22,9 +22,12 @@ Healthy rollouts: 5, 25, 50 and 100 % of the traffic for 30 s each, looked at af
 (one a second), both versions alike. Ours has no tolerance here, which is the hardest case. How many
 are rolled back must not exceed α.
 
-Results go to ``benchmarks/results/rollout.json``.
+With ``--live``, regressions are also rolled back on a real Ray cluster (``benchmarks/live.py``).
 
-    python benchmarks/rollout.py
+Results go to ``benchmarks/results/rollout.json``; some four minutes, with ``--live`` some 25 more
+(a canary with 2 % errors may take five minutes a round), with ``--quick`` a tenth and a quarter.
+
+    python benchmarks/rollout.py --live
     python benchmarks/rollout.py --quick
 """
 
@@ -39,7 +42,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, mean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from machine import describe_machine, load_average
@@ -51,6 +54,9 @@ from serve.config import Analysis, CanaryConfig, LatencyAnalysis, LatencyLimit  
 from serve.delta import SUBDIVISIONS, Delta, ErrorClass, lower_edge  # noqa: E402
 from serve.records import Observation, Phase, Signal  # noqa: E402
 from serve.rollout import RolloutState, advance  # noqa: E402
+
+if TYPE_CHECKING:
+    from live import LiveCase
 
 RESULTS = Path(__file__).resolve().parent / "results" / "rollout.json"
 ALPHA = 0.01
@@ -64,13 +70,16 @@ WINDOW_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """How the canary is worse."""
+    """How the canary is worse, and the traffic."""
 
     name: str
     errors: float = BASE_ERRORS
     slower: float = 1.0
     rollouts: int = 100
     longest_s: float = 900.0
+    base_errors: float = BASE_ERRORS
+    rate: float = RATE
+    share: float = SHARE
 
 
 REGRESSIONS = (
@@ -210,15 +219,15 @@ def rivals() -> dict[str, Windows | EverySecond]:
 def detect(regression: Regression, seed: int) -> dict[str, tuple[int, float] | None]:
     """Canary requests served and seconds until each rule rolls back; None: not in time."""
     random = np.random.default_rng(seed)
-    config = CanaryConfig(steps=(100 * SHARE,), min_seconds=86400.0, max_seconds=86400.0)
+    config = CanaryConfig(steps=(100 * regression.share,), min_seconds=86400.0, max_seconds=86400.0)
     rules: dict[str, Any] = {"ours": Ours(config), **rivals()}
     found: dict[str, tuple[int, float] | None] = dict.fromkeys(rules)
     served, look = 0, 0.25
     for tick in range(1, round(regression.longest_s / look) + 1):
-        n = int(random.poisson(RATE * look))
-        to_canary = int(random.binomial(n, SHARE))
+        n = int(random.poisson(regression.rate * look))
+        to_canary = int(random.binomial(n, regression.share))
         canary = draw(random, to_canary, regression.errors, regression.slower)
-        stable = draw(random, n - to_canary, BASE_ERRORS, 1.0)
+        stable = draw(random, n - to_canary, regression.base_errors, 1.0)
         served += to_canary
         for name in [name for name in rules if found[name] is None]:
             if rules[name].look(tick * look, canary, stable):
@@ -291,9 +300,31 @@ def bounds(regression: Regression) -> dict[str, float]:
 
 
 def measure_regression(regression: Regression, rollouts: int) -> dict[str, Any]:
+    """All rules on one regression, with the bounds."""
+    result: dict[str, Any] = {"rollouts": rollouts, "information_bound": bounds(regression)}
+    result |= measure_rules(regression, rollouts)
+    for name, bound in result["information_bound"].items():
+        result[f"ours_mean_over_{name}"] = round(result["ours"]["served_mean"] / bound, 2)
+    return result
+
+
+def simulate_like(case: LiveCase) -> dict[str, Any]:
+    """All rules on traffic like that of a live case."""
+    like = Regression(
+        case.name,
+        errors=case.errors,
+        slower=case.slower,
+        base_errors=0.0,
+        rate=case.rate,
+        share=case.share,
+    )
+    return measure_rules(like, 20)
+
+
+def measure_rules(regression: Regression, rollouts: int) -> dict[str, Any]:
     """All rules on one regression."""
     runs = [detect(regression, seed) for seed in range(rollouts)]
-    result: dict[str, Any] = {"rollouts": rollouts, "information_bound": bounds(regression)}
+    result: dict[str, Any] = {}
     for name in runs[0]:
         found = [run[name] for run in runs]
         hits = [hit for hit in found if hit is not None]
@@ -306,8 +337,6 @@ def measure_regression(regression: Regression, rollouts: int) -> dict[str, Any]:
                 "served_p90": served[int(0.9 * (len(served) - 1))],
                 "seconds_median": median(hit[1] for hit in hits),
             }
-    for name, bound in result["information_bound"].items():
-        result[f"ours_mean_over_{name}"] = round(result["ours"]["served_mean"] / bound, 2)
     return result
 
 
@@ -341,8 +370,14 @@ def progress(steps: list[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="Takes some four minutes; with --live some 25 more.",
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the rollouts")
+    parser.add_argument("--live", action="store_true", help="on a real Ray cluster too")
+    parser.add_argument("--live-rounds", type=int, help="of each regression; default 3")
+    parser.add_argument("--live-seconds", type=float, help="of a round, at most; default 420")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     part = 10 if options.quick else 1
@@ -367,6 +402,12 @@ def main() -> None:
         },
         "simulated": simulated,
     }
+    if options.live:
+        from live import measure_live
+
+        rounds = options.live_rounds or (1 if options.quick else 3)
+        longest_s = options.live_seconds or (60.0 if options.quick else 420.0)
+        result["live"] = measure_live(rounds, longest_s, simulate_like)
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print(json.dumps(simulated, indent=2, ensure_ascii=False))
