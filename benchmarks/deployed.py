@@ -78,7 +78,6 @@ def cluster(folder: Path, cpus: int = 32) -> Iterator[None]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_SERVE_LOG_TO_STDERR": "0",
-        "RAY_raylet_start_wait_time_s": "120",  # a busy machine takes its time
         "PYTHONPATH": os.pathsep.join(
             [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
         ),
