@@ -35,8 +35,10 @@ class DeploymentOrder:
         canary_config: Configuration of a canary: JSON text, or steps as ``5%`` and ``5,25,100``;
             None: no canary.
         stable: With a canary on a route that is free: what it is compared with.
-        replicas: Of each variant; None: one.
-        resources: What each replica needs (``numCpus``, ``numGpus``, ``memory`` …), as text.
+        replicas: Of each variant; None: one, or as ``scale`` says.
+        scale: That their number follows demand and clock (``deployment_resources.Scale``); None:
+            it does not.
+        resources: What each replica, and the gateways, get (``deployment_resources``), as text.
         node_pool: Pool of nodes; None: any.
         host: Address that its listeners listen on.
         port: Their port; None: the first one from 8080 that no deployment has.
@@ -48,6 +50,7 @@ class DeploymentOrder:
     canary_config: str | None = None
     stable: str | None = None
     replicas: int | None = None
+    scale: Mapping[str, Any] | None = None
     resources: Mapping[str, str] = field(default_factory=dict)
     node_pool: str | None = None
     host: str = "127.0.0.1"
@@ -110,8 +113,25 @@ class Deployments(Protocol):
         """Leave a signal for the controller."""
         ...
 
-    def scale(self, name: str, replicas: int) -> DeploymentRecord:
-        """Give each variant so many replicas."""
+    def scale(
+        self,
+        name: str,
+        replicas: int | None = None,
+        *,
+        scale: Mapping[str, Any] | None = None,
+        resources: Mapping[str, str] | None = None,
+    ) -> DeploymentRecord:
+        """Change how much a deployment gets, while it serves.
+
+        Args:
+            name: Of the deployment.
+            replicas: Of each variant, from now on.
+            scale: Or that their number follows demand and clock.
+            resources: What else changes; what is not named stays.
+
+        Raises:
+            RefusedError: nothing is named, or what cannot be.
+        """
         ...
 
     def end(self, name: str, reason: str) -> DeploymentRecord:

@@ -60,6 +60,12 @@ class SignalKind(StrEnum):
     ABORT = "abort"
     ROLLBACK = "rollback"
     QUARANTINE = "quarantine"
+    WARM = "warm"
+
+    @property
+    def of_a_rollout(self) -> bool:
+        """Whether it means a rollout that runs, and nothing without one."""
+        return self not in (SignalKind.QUARANTINE, SignalKind.WARM)
 
 
 @dataclass(frozen=True, slots=True)

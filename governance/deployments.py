@@ -342,7 +342,7 @@ def ask(
         RefusedError: the deployment was ended, or no rollout runs that could be meant.
     """
     live = deployments.c.deploy_id == record.deploy_id, deployments.c.ended_ms.is_(None)
-    needs = () if kind is SignalKind.QUARANTINE else (deployments.c.canary_uid.is_not(None),)
+    needs = (deployments.c.canary_uid.is_not(None),) if kind.of_a_rollout else ()
     row = connection.execute(
         update(deployments)
         .where(*live, *needs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,7 @@ from governance.deployment_records import (
     NewRollout,
     SignalKind,
 )
+from governance.deployment_resources import resources_after, resources_for
 from governance.errors import (
     ConfigurationError,
     LedgerError,
@@ -46,7 +47,6 @@ from mlflow_plugins.refusals import refusals_of
 __all__ = ["DeploymentStore", "open_deployments"]
 
 _ROUTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
-_MOST_REPLICAS = 1000
 _FIRST_PORT = 8080
 _ATTEMPTS = 20
 
@@ -79,7 +79,7 @@ class DeploymentStore:
     def _deploy(self, order: DeploymentOrder) -> DeploymentRecord:
         name, version, alias = self._gate.resolve(order.model)
         route = _checked_route(order.route or name)
-        resources = _checked_resources(order)
+        resources = resources_for(order.resources, order.host, order.replicas, order.scale)
         with self.governor.engine.connect() as connection:
             live = deployments.live_on(connection, route)
         if live is not None:
@@ -140,10 +140,11 @@ class DeploymentStore:
         if order.canary_config is None:
             raise deployments.route_taken(live, live.route)
         _same_model(name, live.model_name)
-        if order.stable is not None or order.replicas is not None or order.resources:
+        asked = order.stable, order.replicas, order.scale
+        if any(one is not None for one in asked) or order.resources:
             raise RefusedError(
                 f"the route {live.route!r} has its stable version and its resources",
-                "leave out --stable and the resources; `chancery deploy scale` changes replicas",
+                "leave out --stable and the resources; `chancery deploy scale` changes them",
                 subject=live.subject,
             )
         if order.environment not in (None, live.environment):
@@ -213,11 +214,17 @@ class DeploymentStore:
         ledger.cover()
         return self._again(record)
 
-    def scale(self, name: str, replicas: int) -> DeploymentRecord:
-        _checked_replicas(replicas)
+    def scale(
+        self,
+        name: str,
+        replicas: int | None = None,
+        *,
+        scale: Mapping[str, Any] | None = None,
+        resources: Mapping[str, str] | None = None,
+    ) -> DeploymentRecord:
         with self._changing(name) as (connection, ledger, record):
-            resources = {**record.resources, "replicas": replicas}
-            deployments.scale(connection, ledger, record, resources)
+            after = resources_after(record.resources, replicas, scale, resources)
+            deployments.scale(connection, ledger, record, after)
         ledger.cover()
         return self._again(record)
 
@@ -402,19 +409,6 @@ def _checked_route(route: str) -> str:
             "give --route letters, digits, '.', '_' and '-', beginning with a letter or digit",
         )
     return route
-
-
-def _checked_replicas(replicas: int) -> int:
-    if not 0 <= replicas <= _MOST_REPLICAS:
-        raise RefusedError(
-            f"{replicas} replicas cannot be", f"ask for 0 to {_MOST_REPLICAS} replicas"
-        )
-    return replicas
-
-
-def _checked_resources(order: DeploymentOrder) -> dict[str, Any]:
-    replicas = _checked_replicas(1 if order.replicas is None else order.replicas)
-    return {**order.resources, "host": order.host, "replicas": replicas}
 
 
 def open_deployments(uri: str) -> Deployments:

@@ -16,7 +16,7 @@ from governance.deployment_control import Progress, StoredDecision
 from governance.deployment_port import DeploymentOrder, Look
 from governance.deployment_records import DeploymentRecord, SignalKind
 from governance.deployment_wire import decision_from, record_from
-from governance.errors import ConfigurationError, NotFoundError
+from governance.errors import ConfigurationError, NotFoundError, RefusedError
 from governance.settings import Settings
 from mlflow_plugins.rest_session import ServerSession
 
@@ -48,7 +48,12 @@ class RestDeployments:
             "stable": order.stable,
             "nodePool": order.node_pool,
             "port": order.port,
-            "resources": {"replicas": order.replicas, "host": order.host, **order.resources},
+            "resources": {
+                "replicas": order.replicas,
+                "scale": order.scale,
+                "host": order.host,
+                **_amounts(order.resources),
+            },
         }
         if order.canary_config is not None:
             body["canaryConfig"] = _canary(order.canary_config)
@@ -75,8 +80,16 @@ class RestDeployments:
         body = {"signal": kind.value, "reason": reason}
         return self._changed(f"{_place(name)}/signals", body)
 
-    def scale(self, name: str, replicas: int) -> DeploymentRecord:
-        return self._changed(f"{_place(name)}/scale", {"replicas": replicas})
+    def scale(
+        self,
+        name: str,
+        replicas: int | None = None,
+        *,
+        scale: Mapping[str, Any] | None = None,
+        resources: Mapping[str, str] | None = None,
+    ) -> DeploymentRecord:
+        body = {"replicas": replicas, "scale": scale, **_amounts(resources or {})}
+        return self._changed(f"{_place(name)}/scale", body)
 
     def end(self, name: str, reason: str) -> DeploymentRecord:
         return self._changed(f"{_place(name)}/end", {"reason": reason})
@@ -150,6 +163,19 @@ def _place(name: str) -> str:
             "`chancery deploy list` shows those there are",
         )
     return f"/serve/{name}"
+
+
+def _amounts(resources: Mapping[str, str]) -> dict[str, Any]:
+    """As the routes take them. Where nodes keep logs is said beside the cluster only."""
+    found: dict[str, Any] = dict(resources)
+    if "accessLog" in found:
+        raise RefusedError(
+            "a folder on the cluster's nodes is not named through a server",
+            "leave out --access-log, or name the database with --uri",
+        )
+    if "gateways" in found:
+        found["gateways"] = int(found["gateways"])
+    return found
 
 
 def _canary(config: str) -> Any:

@@ -5,7 +5,7 @@
     POST /invocations   → ``submit(body, headers)``
     GET  /ping, /health → 200 while ``healthy()``, else 503
     GET  /version       → MLflow's version
-    GET  /metrics       → what ``metrics()`` gives; 404 without it
+    GET  /metrics       → what ``await metrics()`` gives; 404 without it
 
 Everything else is answered in the words of ``mlflow models serve``: 404, 405, and a redirect for a
 trailing slash. It knows no model: a router or a scorer stands behind ``submit``.
@@ -131,7 +131,7 @@ class ScoringApp:
         *,
         version: str = "",
         healthy: Callable[[], bool] = lambda: True,
-        metrics: Callable[[], tuple[str, bytes]] | None = None,
+        metrics: Callable[[], Awaitable[tuple[str, bytes]]] | None = None,
         limits: AppLimits | None = None,
         make_id: Callable[[int], str] = secrets.token_hex,
         tracing: Tracing | None = None,
@@ -169,7 +169,7 @@ class ScoringApp:
             if invokes:
                 answer = await self._invocation(headers, receive)
             else:
-                answer = self._other(scope, headers)
+                answer = await self._other(scope, headers)
         finally:
             if here is not None:
                 here.answered(answer)
@@ -316,7 +316,7 @@ class ScoringApp:
         large = f"the body is larger than {limit} bytes"
         raise _RefusedError(refused(413, "REQUEST_TOO_LARGE", large, _CLOSE))
 
-    def _other(self, scope: Scope, headers: Mapping[str, str]) -> Answer:
+    async def _other(self, scope: Scope, headers: Mapping[str, str]) -> Answer:
         """Every request that asks no model."""
         method, path = scope["method"], scope["path"]
         known = _METHODS.get(path)
@@ -328,7 +328,7 @@ class ScoringApp:
         if path == "/version":
             return Answer(200, self._version.encode())
         if path == "/metrics" and self._metrics is not None:
-            content_type, body = self._metrics()
+            content_type, body = await self._metrics()
             return Answer(200, body, content_type.encode("latin-1"))
         return Answer(200 if self._healthy() else 503, b"\n")
 

@@ -18,6 +18,8 @@ from rich.live import Live
 from governance.clock import now_ms
 from governance.deployment_port import DeploymentOrder, Deployments, open_deployments
 from governance.deployment_records import DeploymentRecord, SignalKind
+from governance.deployment_resources import scale_of
+from governance.errors import RefusedError
 from governance.terminal import (
     answer_errors,
     console,
@@ -29,6 +31,7 @@ from governance.terminal import (
 from serve.cli_arms import experiment, results_, shadow
 from serve.operator import LaunchProcess, Operator
 from serve.ordering import amounts, canary_text, launcher, require_database
+from serve.scale_options import Asked, size_options
 from serve.views import as_panel, as_table, describe, explain, explained, without_controller
 
 __all__ = ["deploy"]
@@ -74,7 +77,7 @@ def _show(record: DeploymentRecord, *, as_json: bool) -> None:
 @click.option("--canary", help="5%, or steps as 5,25,50,100, or a .yaml file: roll it out so.")
 @click.option("--config", type=click.Path(path_type=Path), help="A canary configuration (YAML).")
 @click.option("--stable", help="With --canary on a free route: what it is compared with.")
-@click.option("--replicas", type=int, help="Of each variant; default 1.")
+@size_options
 @click.option("--cpus", help="CPUs of each replica, as Ray counts them; default 1.")
 @click.option("--gpus", help="GPUs of each replica; default 0.")
 @click.option("--pool", "node_pool", help="Node pool: the Ray label pool=… that nodes must have.")
@@ -92,7 +95,7 @@ def start(
     canary: str | None,
     config: Path | None,
     stable: str | None,
-    replicas: int | None,
+    asked: Asked,
     cpus: str | None,
     gpus: str | None,
     node_pool: str | None,
@@ -114,16 +117,17 @@ def start(
         environment=environment,
         canary_config=canary_text(canary, config),
         stable=stable,
-        replicas=replicas,
-        resources=amounts(numCpus=cpus, numGpus=gpus),
+        replicas=asked.fixed,
+        scale=asked.scale(),
+        resources=asked.resources(**amounts(numCpus=cpus, numGpus=gpus)),
         node_pool=node_pool,
         host=host,
         port=port,
     )
     launch = None if record_only else launcher(uri, address)
     record = open_deployments(uri).deploy(order)
-    if launch is not None:
-        launch(record)
+    if launch is not None and (short := launch(record)):
+        errors_console.print(f"waits      {short}; replicas start when one comes", markup=False)
     _show(record, as_json=as_json)
     if launch is None and not as_json and without_controller(record, now_ms()):
         console.print("waits      for `chancery deploy operate`, which starts its controller")
@@ -263,13 +267,30 @@ def quarantine(name: str, reason: str, uri: str, as_json: bool) -> None:
 
 @deploy.command()
 @click.argument("name")
-@click.option("--replicas", type=int, required=True, help="Of each variant.")
+@size_options
 @uri_option
 @json_option
 @answer_errors
-def scale(name: str, replicas: int, uri: str, as_json: bool) -> None:
-    """Give each variant of NAME so many replicas."""
-    _show(open_deployments(uri).scale(name, replicas), as_json=as_json)
+def scale(name: str, asked: Asked, uri: str, as_json: bool) -> None:
+    """Give NAME other numbers of replicas or gateways; what is not named stays."""
+    port = open_deployments(uri)
+    record = port.find(name)
+    document = asked.scale(record.resources.get("scale"))
+    changed = port.scale(name, asked.fixed, scale=document, resources=asked.resources())
+    _show(changed, as_json=as_json)
+
+
+@_steering
+def warm(name: str, reason: str, uri: str, as_json: bool) -> None:
+    """Start a replica of NAME, which may sleep, before somebody asks."""
+    record = open_deployments(uri).find(name)
+    found = scale_of(record.resources)
+    if found is None or not found.may_sleep:
+        raise RefusedError(
+            f"{record.route!r} always has a replica, and does not sleep",
+            "`chancery deploy scale NAME --replicas 0..4` lets it",
+        )
+    _ask(SignalKind.WARM, name, reason, uri, as_json=as_json)
 
 
 @_steering

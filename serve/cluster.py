@@ -35,15 +35,20 @@ class VariantState:
         running: In a word; ``REFUSED``: its bytes may not be loaded.
         reason: Why it does not run.
         replicas: How many there are, those that start included.
-        waiting: Whether some of them do not run yet.
+        answering: How many of them run.
         lacking: What no node of the cluster has, so that they may wait for ever.
     """
 
     running: Running
     reason: str = ""
     replicas: int = 0
-    waiting: bool = False
+    answering: int = 0
     lacking: str = ""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether some replicas do not run yet."""
+        return self.running is Running.STARTING or self.answering < self.replicas
 
 
 @dataclass(frozen=True, slots=True)

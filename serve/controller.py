@@ -24,7 +24,7 @@ Example::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -39,11 +39,12 @@ from governance.errors import (
     UnreachableError,
     VerificationError,
 )
-from serve.cluster import ClusterPort, VariantSpec, VariantState
+from serve.cluster import ClusterPort, Running, VariantSpec, VariantState
 from serve.course import OpenAction
 from serve.holding import Holding, Step, Timing
 from serve.plan import Plan, Report
 from serve.polling import Poller, asking_of
+from serve.scaling import asleep
 
 __all__ = ["Controller"]
 
@@ -91,7 +92,8 @@ class Controller:
         self._looked_ms = 0
         self._due_ms: dict[str, int] = {}
         self._started: dict[str, VariantSpec] = {}
-        self._opened = False
+        self._opened: Mapping[str, object] | None = None
+        self._asleep: set[str] = set()
 
     @property
     def holding(self) -> bool:
@@ -185,8 +187,8 @@ class Controller:
             return None
         if look is None:
             return None
-        self.away, self._opened = False, False
-        self._started, self._due_ms = {}, {}
+        self.away, self._opened = False, None
+        self._started, self._due_ms, self._asleep = {}, {}, set()
         held = Holding(look, self._timing, now)
         with self._lock:
             self._held = held
@@ -291,14 +293,33 @@ class Controller:
 
     def _run(self, held: Holding, now: int) -> None:
         """Have run what should run, and see how it does."""
-        record, wanted = held.record, held.wanted()
-        if not self._opened and self._due("open", now):
-            self._opened = self._try("open the route", lambda: self._cluster.open(record))
+        record = held.record
+        opens = self._opened != record.resources and self._due("open", now)
+        if opens and self._try("open the route", lambda: self._cluster.open(record)):
+            self._opened = record.resources
+            del self._due_ms["open"]
         states: dict[str, VariantState] = {}
 
         def ask(name: str) -> None:
             states[name] = self._cluster.state(name)
 
+        if not self._started:
+            for name in held.wanted():
+                self._try(f"ask after {name}", partial(ask, name))
+        with self._lock:
+            if states:
+                held.adopt(states, now)
+            held.scale(now)
+            wanted, sleeping = held.wanted(), asleep(held.course)
+        states.clear()
+        for name in sleeping - self._asleep:
+            if self._due(name, now) and self._try(
+                f"stop {name}", partial(self._cluster.stop, name)
+            ):
+                self._asleep.add(name)
+                self._started.pop(name, None)
+                del self._due_ms[name]
+        self._asleep &= sleeping
         for name, spec in wanted.items():
             start = partial(self._cluster.start, spec)
             changed = self._started.get(name) != spec
@@ -306,6 +327,9 @@ class Controller:
                 self._started[name] = spec
                 del self._due_ms[name]
             self._try(f"ask after {name}", partial(ask, name))
+            if name in self._started and _gone(states.get(name)):
+                del self._started[name]  # somebody took it down: it is wanted all the same
+                self._due_ms[name] = now + self._timing.again
         with self._lock:
             held.see(states, now)
 
@@ -359,3 +383,7 @@ class Controller:
         if self._save(held, replace(progress, stopped=True), now) is not None:
             self.finished = True
             self._lose("the deployment was taken down")
+
+
+def _gone(state: VariantState | None) -> bool:
+    return state is not None and state.running is Running.ABSENT

@@ -18,7 +18,9 @@ from typing import Any
 
 from governance.canonical import canonical_json, parse_json
 from governance.deployment_records import DeploymentRecord, ServedVersion
+from governance.deployment_resources import scale_of
 from serve.arms import Beside
+from serve.autoscaling import Scaled
 from serve.beside import with_beside
 from serve.cluster import application_of
 from serve.outputs import OutputBins
@@ -77,6 +79,8 @@ class Course:
         series: How the rollout went over time.
         bins: In which the rollout's answers are counted; None: not known yet, or not wanted.
         beside: Experiment and shadow: those that run, or the last ones.
+        scaled: How many replicas each application should have, where that follows demand.
+        warmed_ms: When somebody asked last that there be a replica.
     """
 
     rollout: RolloutState | None = None
@@ -89,6 +93,8 @@ class Course:
     series: Series | None = None
     bins: OutputBins | None = None
     beside: Beside = field(default_factory=Beside)
+    scaled: Mapping[str, Scaled] = field(default_factory=dict)
+    warmed_ms: int = 0
 
     @property
     def running(self) -> RolloutState | None:
@@ -115,6 +121,8 @@ class Course:
                 "series": None if self.series is None else self.series.to_dict(),
                 "bins": None if self.bins is None else self.bins.to_dict(),
                 **({} if self.beside == Beside() else {"beside": self.beside.to_dict()}),
+                "scaled": {name: scaled.to_dict() for name, scaled in self.scaled.items()},
+                "warmedMs": self.warmed_ms,
             }
         )
 
@@ -146,6 +154,11 @@ class Course:
                 series=None if series is None else Series.from_dict(series),
                 bins=None if bins is None else OutputBins.from_dict(bins),
                 beside=Beside() if beside is None else Beside.from_dict(beside),
+                scaled={
+                    name: Scaled.from_dict(found)
+                    for name, found in document.get("scaled", {}).items()
+                },
+                warmed_ms=document.get("warmedMs", 0),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"a malformed {FORMAT} document: {error}") from error
@@ -230,9 +243,14 @@ def _about(record: DeploymentRecord, course: Course) -> About:
 def _variant(
     record: DeploymentRecord, name: str, served: ServedVersion, **limits: Any
 ) -> VariantPlan:
-    application = application_of(record, served)
     known = record.provenance.get("rootDigest") == served.root_digest
-    statement = (record.provenance.get("statementId") or "") if known else ""
+    scale = scale_of(record.resources)
     return VariantPlan(
-        name, record.model_name, str(served.version), application, **limits, statement=statement
+        name,
+        record.model_name,
+        str(served.version),
+        application_of(record, served),
+        **limits,
+        statement=(record.provenance.get("statementId") or "") if known else "",
+        hold_s=0.0 if scale is None else scale.held_s,
     )

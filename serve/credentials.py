@@ -40,15 +40,29 @@ PASSED_ON = (
 )  # fmt: skip
 """Settings that actors need. They are names, paths and digests; a key is named by its place.
 
-OpenTelemetry's headers may hold a token: they are each node's own, and not passed on.
+Not among them, on purpose: which modules metrics may come from. That is code which gateways run, so
+each machine's own environment says so, not that of who deploys. OpenTelemetry's headers may hold a
+token: they are each node's own, too.
 """
 
 _CARRIED_BY_FILES_ONLY = ("sslpassword", "oauth_client_secret")
 
 
 def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
-    """The settings among the variables that go to actors; nothing else does."""
-    return {name: environ[name] for name in PASSED_ON if name in environ}
+    """The settings among the variables that go to actors; nothing else does.
+
+    Raises:
+        ConfigurationError: one is an address with a password in it.
+    """
+    found = {name: environ[name] for name in PASSED_ON if name in environ}
+    for name, value in found.items():
+        authority = value.partition("://")[2].partition("/")[0]
+        if ":" in authority.rpartition("@")[0]:
+            raise ConfigurationError(
+                f"{name} holds a password, which every process of the cluster would see",
+                "put a proxy before that address that adds it, or allow the nodes themselves",
+            )
+    return found
 
 
 def without_password(uri: str, home: Path) -> str:

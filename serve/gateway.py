@@ -35,7 +35,7 @@ from serve.answer import Answer
 from serve.asgi import AppLimits, ScoringApp
 from serve.batching import BatchLimits
 from serve.frames import pack_requests, unpack_answers
-from serve.lanes import Carrier, RemoteLane
+from serve.lanes import Carrier, RemoteLane, socket_folder
 from serve.metrics import CONTENT_TYPE, exposition
 from serve.observer import Observer
 from serve.pauses import settle_memory
@@ -43,6 +43,7 @@ from serve.plan import ControllerPort, Plan, Report
 from serve.replica import DEPLOYMENT
 from serve.router import Router
 from serve.routing import Lanes
+from serve.siblings import Siblings
 from serve.socket_lane import Hello, LaneLostError, private_folder
 from serve.tracing import Tracing
 
@@ -81,6 +82,7 @@ class GatewaySpec:
         access_log: Folder for the access log of each gateway; empty for none.
         environment: Variables of the gateways.
         cpus: Of each, as Ray counts them.
+        labels: Node labels they need, as ``{"pool": "edge"}``.
     """
 
     port: int
@@ -99,6 +101,7 @@ class GatewaySpec:
     access_log: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     cpus: float = 0.5
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class ActorController:
@@ -225,11 +228,17 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         lanes = Lanes(private_folder(Path(spec.sockets)), spec.batches, self._remote)
         self._router = Router(self.source, lanes, log=self._log, observer=Observer())
+        folder = socket_folder(private_folder(Path(spec.sockets)), f"{spec.controller}-gateways")
+        self._siblings = Siblings(
+            private_folder(folder),
+            self.source,
+            self._exposition,
+        )
         self._app = ScoringApp(
             self._submit,
             version=self._version,
             healthy=lambda: self._router.healthy and not self._draining,
-            metrics=lambda: (CONTENT_TYPE, self._exposition()),
+            metrics=self._metrics,
             limits=spec.limits,
             make_id=_make_id,
             tracing=self._tracing,
@@ -251,12 +260,17 @@ class Listener:
                 backlog=2048,
             )
         )
+        await self._siblings.start()
         beating = self._loop.create_task(self._keep_beating())
         try:
             await self._server.serve(sockets=[self._socket])
         finally:
             beating.cancel()
+            await self._siblings.close()
             await self._router.close()
+
+    async def _metrics(self) -> tuple[str, bytes]:
+        return CONTENT_TYPE, await self._siblings.all()
 
     async def _keep_beating(self) -> None:
         while True:
@@ -412,6 +426,7 @@ def gateway_application(spec: GatewaySpec, code: str | None = None) -> Any:
         ray_actor_options={
             "num_cpus": spec.cpus,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", **spec.environment}},
+            **({"label_selector": dict(spec.labels)} if spec.labels else {}),
         },
         health_check_period_s=1.0,
         health_check_timeout_s=10.0,

@@ -35,6 +35,7 @@ from serve.records import (
     Signal,
 )
 from serve.rollout import RolloutState, advance
+from serve.scaling import Scaler, sized
 from serve.series import followed
 from serve.signals import begun, heard
 from serve.timing import Timing
@@ -80,6 +81,7 @@ class Holding:
         self._states: Mapping[str, VariantState] = {}
         self._presence = Presence(timing.gateway, timing.settle, now)
         self._watch = Watch(timing.gateway)
+        self._scaler = Scaler()
         self._read(look.record, now)
         self.plan = self._plan(first_revision(look.record.fence))
         self.follow(look, now)
@@ -137,6 +139,7 @@ class Holding:
 
     def hear_gateway(self, report: Report, now: int) -> None:
         """A gateway is there."""
+        self._scaler.hear(report, now)
         self._presence.heard(report, now)
 
     def count(self, report: Report, now: int) -> None:
@@ -319,6 +322,8 @@ class Holding:
             heard=max(theirs.heard, self.course.heard),
             notices=self.course.notices,
             beside=self.course.beside,
+            scaled=self.course.scaled,
+            warmed_ms=self.course.warmed_ms,
         )
         if not pending:
             return
@@ -336,7 +341,20 @@ class Holding:
     # -- the cluster
 
     def wanted(self) -> dict[str, VariantSpec]:
-        """What should run, by application; from the state alone."""
+        """What should run, by application, in which number; from the state alone."""
+        return sized(self.record, self.course, self._variants())
+
+    def adopt(self, states: Mapping[str, VariantState], now: int) -> None:
+        """What runs when this controller begins."""
+        found = self._scaler.adopt(self.record, self.course, states, now)
+        self.course = replace(self.course, scaled=found)
+
+    def scale(self, now: int) -> None:
+        """Decide how many replicas there should be."""
+        found = self._scaler.decide(self.record, self.course, self._variants(), self._states, now)
+        self.course = replace(self.course, scaled=found)
+
+    def _variants(self) -> dict[str, VariantSpec]:
         record, rollout = self.record, self.course.running
         if self.course.closed:
             return {}
@@ -370,6 +388,10 @@ class Holding:
                     f"{stable.running.value}: {stable.reason or 'no reason is known'}",
                     now,
                 )
+        for name, state in states.items():
+            if state.lacking:
+                words = f"Replicas of {name} wait: {state.lacking}"
+                self.notice(f"{name}/lacking/{state.lacking}", words, now)
         self.publish()
 
     def _of_cluster(self, rollout: RolloutState, now: int) -> tuple[frozenset[Signal], str]:

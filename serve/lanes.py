@@ -31,6 +31,7 @@ from time import monotonic
 
 from serve.answer import Answer, Header
 from serve.batching import Batcher, BatchLimits
+from serve.cold import WaitingRoom
 from serve.decode import Array, Decoder
 from serve.frames import Raw, Traced
 from serve.socket_lane import (
@@ -52,6 +53,7 @@ RemoteLane = Callable[[], Awaitable[tuple[Carrier, Hello]]]
 """Finds a lane to replicas that have no socket here; raises `LaneLostError` when there are none."""
 
 _SIZES = 16
+_REMOTE_AGAIN_S = 1.0  # to look for replicas on other nodes is a call to Ray
 _REMOTE_BATCHES = 4  # at a time: a remote lane leads to several replicas, and takes its time
 
 
@@ -94,6 +96,8 @@ class LanePool:
     """All lanes to one application.
 
     Attributes:
+        room: Where requests wait while no replica runs.
+        asked: Requests so far.
         in_flight: Requests on their way.
         carried: Requests that came back with an answer.
         lanes_lost: Lanes that broke or were given up.
@@ -126,6 +130,9 @@ class LanePool:
         self._watching: asyncio.Task[None] | None = None
         self._past_sizes = [0] * _SIZES
         self._largest = LARGEST_FRAME
+        self._remote_due = 0.0
+        self.room = WaitingRoom()
+        self.asked = 0
         self.in_flight = 0
         self.carried = 0
         self.lanes_lost = 0
@@ -178,22 +185,25 @@ class LanePool:
         body: bytes,
         timeout_s: float,
         headers: tuple[Header, ...] = (),
+        hold_s: float = 0.0,
     ) -> tuple[Answer, int]:
         """The model's answer, and how many rows were asked (0: not known).
 
         Args:
             content_type: The request's.
             body: The request's.
-            timeout_s: Seconds it may take.
+            timeout_s: Seconds it may take, once somebody can be asked.
             headers: Of the answer, besides those that name the model.
+            hold_s: Seconds it may wait for somebody who can be asked.
 
         Raises:
             LaneLostError: nobody can be asked, or the lane broke twice.
             OverloadedError: too many wait.
             TimeoutError: the time ran out.
         """
+        self.asked += 1
+        lane = await self._held(len(body), hold_s) if hold_s else self._shortest()
         deadline = monotonic() + timeout_s
-        lane = self._shortest()
         self.in_flight += 1
         try:
             try:
@@ -201,7 +211,12 @@ class LanePool:
             except LaneLostError:
                 if lane.lost:
                     self._drop(lane)
-            lane = self._shortest()  # a remote lane is asked again: it leads to several replicas
+            # A remote lane is asked again: it leads to several replicas.
+            if hold_s:
+                lane = await self._held(len(body), hold_s)
+                deadline = monotonic() + timeout_s
+            else:
+                lane = self._shortest()
             try:
                 return await self._through(
                     lane, content_type, body, deadline - monotonic(), headers
@@ -211,6 +226,16 @@ class LanePool:
                 raise
         finally:
             self.in_flight -= 1
+
+    async def _held(self, size: int, hold_s: float) -> _Lane:
+        """The shortest lane, as soon as there is one."""
+        while True:
+            try:
+                return self._shortest()
+            except LaneLostError:
+                for lane in [lane for lane in self._order if lane.lost]:
+                    self._drop(lane)
+                await self.room.wait(self.ready, size, hold_s)
 
     async def _through(
         self,
@@ -288,8 +313,10 @@ class LanePool:
         for path in paths:
             if path.name not in self._lanes:
                 self._begin(path.name, partial(_connect, path))
-        if self._remote is not None and not paths and not self._order:
-            self._begin("", self._remote)
+        clock = asyncio.get_running_loop().time()
+        if self._remote is None or paths or self._order or clock < self._remote_due:
+            return
+        self._begin("", self._remote)
 
     def _begin(self, name: str, connect: RemoteLane) -> None:
         if name not in self._connecting:
@@ -303,6 +330,8 @@ class LanePool:
         except LaneLostError as error:
             if isinstance(error.__cause__, ConnectionRefusedError):
                 (self.folder / name).unlink(missing_ok=True)  # its process is dead
+            if not name:
+                self._remote_due = asyncio.get_running_loop().time() + _REMOTE_AGAIN_S
             return
         if isinstance(carrier, SocketLane):
             carrier.largest = self._largest

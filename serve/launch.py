@@ -17,10 +17,11 @@ import socket
 from governance.deployment_records import DeploymentRecord
 from governance.errors import ConfigurationError, UnreachableError
 from governance.terminal import settings_of
+from serve.capacity import lacking
 from serve.credentials import hide_in_arguments, passed_on, without_password
 from serve.tracing import TraceSettings
 
-__all__ = ["connect", "ensure_controller"]
+__all__ = ["connect", "ensure_controller", "shortage"]
 
 
 def connect(address: str = "auto", uri: str = "") -> None:
@@ -99,6 +100,16 @@ def ensure_controller(record: DeploymentRecord, uri: str) -> None:
         num_cpus=0,
         runtime_env={"env_vars": environment | _stores(uri)},
     ).remote(record.deploy_id, uri, options)
+
+
+def shortage(record: DeploymentRecord) -> str:
+    """What no node of the cluster has that the deployment's replicas need; empty: nothing."""
+    import ray
+
+    from serve.ray_cluster import needs_of
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return lacking(nodes, needs_of(record.resources, record.node_pool))
 
 
 def _shown(uri: str) -> str:

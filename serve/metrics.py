@@ -4,8 +4,9 @@ Nothing is counted for Prometheus alone: requests, errors and latencies come fro
 tallies, batch sizes from their lanes, when somebody asks. Bounds of the latency histogram are
 rounded up to the tally's buckets, which are 1.1 % wide.
 
-Each gateway names itself in the label ``gateway``: all of a node share one port, and a scrape meets
-any of them. Every sample also names the ``deployment`` (its id) and its ``route``, as the plan
+Each gateway names itself in the label ``gateway``: all of a node share one port, a scrape meets any
+of them, and that one answers for all (``serve.siblings``). Every sample also names the
+``deployment`` (its id) and its ``route``, as the plan
 does; they are empty before the first plan.
 
 Example::
@@ -125,7 +126,7 @@ def _of_shadows(gateway: Mapping[str, str], router: Router) -> list[str]:
 def _of_variants(
     gateway: Mapping[str, str], routes: Mapping[str, Route], weights: Mapping[str, float]
 ) -> list[str]:
-    weight, flying, lanes, waiting, sizes = [], [], [], [], []
+    weight, flying, lanes, waiting, held, sizes = [], [], [], [], [], []
     for name, route in routes.items():
         variant, pool = route.variant, route.variant.pool
         labels = {
@@ -138,6 +139,7 @@ def _of_variants(
         flying.append(_sample("chancery_in_flight", labels, variant.in_flight))
         lanes.append(_sample("chancery_lanes", labels, pool.lanes))
         waiting.append(_sample("chancery_waiting", labels, pool.depth))
+        held.append(_sample("chancery_held_requests", labels, pool.room.held))
         counts = pool.sizes()
         for at, total in enumerate(accumulate(counts)):
             bound = {**labels, "le": str(2 ** (at + 1) - 1)}
@@ -150,6 +152,7 @@ def _of_variants(
         *_family("chancery_in_flight", "gauge", "Requests on their way.", flying),
         *_family("chancery_lanes", "gauge", "Replicas that can be asked.", lanes),
         *_family("chancery_waiting", "gauge", "Requests that wait for a batch.", waiting),
+        *_family("chancery_held_requests", "gauge", "That wait for a first replica.", held),
         *_family("chancery_batch_size", "histogram", "Requests in a batch.", sizes),
     ]
 

@@ -81,10 +81,11 @@ def amounts(**given: str | None) -> dict[str, str]:
     return found
 
 
-def launcher(uri: str, address: str) -> Callable[[DeploymentRecord], None] | None:
+def launcher(uri: str, address: str) -> Callable[[DeploymentRecord], str] | None:
     """Starts controllers; None when the store is a server: an operator does so beside it.
 
-    The cluster is asked for at once, so that nothing is written that nobody could start.
+    The cluster is asked for at once, so that nothing is written that nobody could start. What it
+    lacks for the deployment's replicas is told, and may come.
 
     Raises:
         ConfigurationError: Ray is not installed.
@@ -92,7 +93,12 @@ def launcher(uri: str, address: str) -> Callable[[DeploymentRecord], None] | Non
     """
     if not is_database(uri):
         return None
-    from serve.launch import connect, ensure_controller
+    from serve.launch import connect, ensure_controller, shortage
 
     connect(address, uri)
-    return lambda record: ensure_controller(record, uri)
+
+    def launch(record: DeploymentRecord) -> str:
+        ensure_controller(record, uri)
+        return shortage(record)
+
+    return launch

@@ -30,6 +30,7 @@ __all__ = [
     "About",
     "ControllerPort",
     "ExperimentPlan",
+    "Load",
     "Plan",
     "Report",
     "ShadowPlan",
@@ -81,6 +82,7 @@ class VariantPlan:
         timeout_s: Of one request.
         max_concurrency: Requests at a time; None: as many as its queue holds.
         statement: By which it was let into its environment, where that is known.
+        hold_s: How long a request waits when no replica runs; 0: it is refused at once.
     """
 
     name: str
@@ -90,6 +92,7 @@ class VariantPlan:
     timeout_s: float = 60.0
     max_concurrency: int | None = None
     statement: str = ""
+    hold_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -101,6 +104,7 @@ class VariantPlan:
             "timeoutSeconds": repr(float(self.timeout_s)),
             "maxConcurrency": self.max_concurrency,
             "statement": self.statement,
+            "holdSeconds": repr(float(self.hold_s)),
         }
 
     @classmethod
@@ -114,6 +118,7 @@ class VariantPlan:
             float(document["timeoutSeconds"]),
             document["maxConcurrency"],
             document.get("statement", ""),
+            float(document.get("holdSeconds", 0)),
         )
 
 
@@ -264,6 +269,21 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What a gateway has to do with one application.
+
+    Attributes:
+        asked: Requests since the gateway began; only grows.
+        in_flight: On their way now.
+        held: Waiting now, because no replica runs.
+    """
+
+    asked: int = 0
+    in_flight: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a gateway saw since its last report.
 
@@ -275,6 +295,7 @@ class Report:
         observed: What it observes of answers, and how that does.
         experiment: Id of the experiment whose arms the deltas are of; empty: none.
         shadows: By a shadow's id, what its answers were beside stable's.
+        load: By application.
     """
 
     source: str
@@ -284,6 +305,7 @@ class Report:
     observed: Observed = Observed()  # noqa: RUF009 - frozen
     experiment: str = ""
     shadows: Mapping[str, Agreement] = field(default_factory=dict)
+    load: Mapping[str, Load] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without floats."""
@@ -295,6 +317,9 @@ class Report:
             "observed": self.observed.to_dict(),
             "experiment": self.experiment,
             "shadows": {name: found.to_dict() for name, found in self.shadows.items()},
+            "load": {
+                name: [load.asked, load.in_flight, load.held] for name, load in self.load.items()
+            },
         }
 
     @classmethod
@@ -315,6 +340,7 @@ class Report:
             Observed() if found is None else Observed.from_dict(found),
             document.get("experiment", ""),
             {name: Agreement.from_dict(found) for name, found in shadows.items()},
+            {name: Load(*told) for name, told in document.get("load", {}).items()},
         )
 
 

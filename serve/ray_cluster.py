@@ -107,6 +107,7 @@ class RayCluster:
             access_log=str(resources.get("accessLog", "")),
             environment=options.environment,
             cpus=float(resources.get("gatewayCpus", 0.5)),
+            labels=_labels(resources.get("gatewayPool")),
         )
         self._have(
             gateway_name(record.deploy_id), spec, lambda code: gateway_application(spec, code)
@@ -190,8 +191,12 @@ def needs_of(resources: Mapping[str, Any], pool: str | None) -> Needs:
     return Needs(
         cpus=float(resources.get("numCpus", 1)),
         gpus=float(resources.get("numGpus", 0)),
-        labels={"pool": pool} if pool else {},
+        labels=_labels(pool),
     )
+
+
+def _labels(pool: str | None) -> dict[str, str]:
+    return {"pool": pool} if pool else {}
 
 
 def _digest(spec: ModelSpec | GatewaySpec) -> str:
@@ -217,18 +222,17 @@ def _state(found: Any) -> VariantState:
     for one in found.deployments.values():
         for state, count in one.replica_states.items():
             counts[str(getattr(state, "value", state))] += count
-    replicas = sum(counts[name] for name in _BEGUN)
-    waiting = counts["RUNNING"] < replicas
+    replicas, answering = sum(counts[name] for name in _BEGUN), counts["RUNNING"]
     if refused := refusal_in(told):
         return VariantState(Running.REFUSED, f"{refused}: {_line_with(refused, told)}")
     reason = _short(told)
     if status in ("UNHEALTHY", "DEPLOY_FAILED"):
-        return VariantState(Running.UNHEALTHY, reason, replicas, waiting)
+        return VariantState(Running.UNHEALTHY, reason, replicas, answering)
     if status == "DELETING":
         return VariantState(Running.ABSENT)
-    if status == "RUNNING" or counts["RUNNING"]:  # while it changes, the replicas before answer
-        return VariantState(Running.RUNNING, "", replicas, waiting)
-    return VariantState(Running.STARTING, reason, replicas, waiting=True)
+    if status == "RUNNING" or answering:  # while it changes, the replicas before answer
+        return VariantState(Running.RUNNING, "", replicas, answering)
+    return VariantState(Running.STARTING, reason, replicas, answering)
 
 
 def _status(found: Any) -> str:

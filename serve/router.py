@@ -50,7 +50,7 @@ from serve.answer import Answer, OverloadedError, failed, overloaded, refused, t
 from serve.delta import ErrorClass
 from serve.observer import Observer
 from serve.observing import Observed
-from serve.plan import Plan, Report, VariantPlan
+from serve.plan import Load, Plan, Report, VariantPlan
 from serve.routing import Lanes, Route, Routing
 from serve.shadows import ShadowLimits, Shadows
 from serve.shapes import ShapeMemory
@@ -191,6 +191,10 @@ class Router:
         """
         routes = self._routing.routes if self._routing else {}
         lanes = {name: route.variant.pool.lanes for name, route in routes.items()}
+        load = {
+            variant.plan.application: Load(pool.asked, pool.in_flight, pool.room.held)
+            for variant, pool in ((r.variant, r.variant.pool) for r in routes.values())
+        }
         if self._unanswered is None:
             taken = {name: route.tally.take() for name, route in routes.items()}
             observed = Observed()
@@ -206,9 +210,10 @@ class Router:
                 observed,
                 self._routing.experiment_id if self._routing else "",
                 self.shadows.take(self._routing),
+                load,
             )
         else:
-            self._unanswered = replace(self._unanswered, lanes=lanes)
+            self._unanswered = replace(self._unanswered, lanes=lanes, load=load)
         return self._unanswered
 
     def delivered(self, sequence: int) -> None:

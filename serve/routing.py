@@ -174,12 +174,13 @@ class Routing:
 
     @property
     def answering(self) -> bool:
-        """Whether some variant with traffic has a lane."""
+        """Whether some variant with traffic has a lane, or will have one when it is asked."""
         shares = self.plan.weights
         if self.plan.experiment is not None and self.plan.retry_on_stable:
             shares = (*shares, (STABLE, 1.0))  # it answers for any arm
+        found = [self.routes[name].variant for name, share in shares if share]
         return not self.plan.closed and any(
-            share and self.routes[name].variant.pool.lanes for name, share in shares
+            variant.pool.lanes or variant.plan.hold_s for variant in found
         )
 
 

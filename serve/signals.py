@@ -47,6 +47,8 @@ def heard(
 ) -> tuple[Course, Observation | None]:
     """The course that knows of the signal, and what the rollout is told of it."""
     course = replace(course, heard=asked.number)
+    if asked.kind is SignalKind.WARM:
+        return replace(course, warmed_ms=max(course.warmed_ms, asked.asked_ms)), None
     said = f"{asked.asked_by}: {asked.reason}" if asked.reason else asked.asked_by
     rollout = course.rollout
     meant = rollout is not None and rollout.id == asked.rollout_id

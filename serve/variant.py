@@ -56,6 +56,9 @@ class Variant:
             raise OverloadedError(f"{self.name} answers {self.in_flight} requests already")
         self.in_flight += 1
         try:
-            return await self.pool.ask(content_type, body, self.plan.timeout_s, self._header)
+            plan = self.plan
+            return await self.pool.ask(
+                content_type, body, plan.timeout_s, self._header, plan.hold_s
+            )
         finally:
             self.in_flight -= 1

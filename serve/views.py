@@ -17,8 +17,10 @@ from rich.text import Text
 
 from governance.deployment_control import StoredDecision
 from governance.deployment_records import DeploymentRecord, DeploymentStatus, time_text
+from governance.deployment_resources import scale_of
 from governance.deployment_wire import decision_document
 from serve.arm_views import arm_bars, arm_lines, arm_places
+from serve.cluster import application_of
 from serve.course import Course
 from serve.evidence import CanaryTestKind
 from serve.records import Phase
@@ -108,6 +110,29 @@ def _controller(record: DeploymentRecord, now_ms: int) -> str:
     )
 
 
+def _sizes(record: DeploymentRecord, course: Course) -> list[str]:
+    """How many replicas there are to be, and why."""
+    scale = scale_of(record.resources)
+    if scale is None:
+        return [f"replicas   {record.resources.get('replicas', 1)} of each variant"]
+    lines = [f"scale      {scale.to_document()['replicas']}"]
+    lines[0] += "".join(
+        f", {target:g} {'requests/s' if name == 'rps' else 'at a time'} for each"
+        for target, name in scale.targets
+    )
+    lines += [f"           {window}" for window in scale.schedule]
+    names = {application_of(record, one): one for one in (record.stable, record.canary) if one}
+    for name, served in names.items():
+        scaled = course.scaled.get(name)
+        if scaled is not None:
+            count = str(scaled.replicas) if scaled.replicas else "none, it sleeps"
+            since = time_text(scaled.changed_ms)
+            lines.append(
+                f"replicas   {count} of version {served.version} since {since}: {scaled.reason}"
+            )
+    return lines
+
+
 def describe(record: DeploymentRecord, now_ms: int) -> list[str]:
     """A deployment in lines."""
     course = course_of(record)
@@ -128,6 +153,7 @@ def describe(record: DeploymentRecord, now_ms: int) -> list[str]:
     signers = record.provenance.get("signers")
     if signers:
         lines.append(f"signed by  {', '.join(signers)}")
+    lines += _sizes(record, course)
     lines.append(f"deployed   by {record.created_by}, {time_text(record.created_ms)}")
     lines.append(f"controller {_controller(record, now_ms)}")
     if course.paused:

@@ -45,14 +45,24 @@ Canary = Annotated[str, Field(max_length=1000)] | dict[str, Any]
 class ResourcesBody(CheckedBody):
     """What each variant needs; also where its listeners listen."""
 
-    replicas: Annotated[int | None, Field(ge=0, le=_MOST)] = None
+    replicas: Annotated[int | None, Field(ge=1, le=_MOST)] = None
+    scale: dict[str, Any] | None = None
+    gateways: Annotated[int | None, Field(ge=1, le=100)] = None
+    gateway_cpus: Annotated[Amount | None, Field(alias="gatewayCpus")] = None
+    gateway_pool: Annotated[Text | None, Field(alias="gatewayPool")] = None
     cpus: Annotated[Amount | None, Field(alias="numCpus")] = None
     gpus: Annotated[Amount | None, Field(alias="numGpus")] = None
     host: Host = "127.0.0.1"
 
     def amounts(self) -> dict[str, str]:
         """Those that were said."""
-        said = {"numCpus": self.cpus, "numGpus": self.gpus}
+        said = {
+            "numCpus": self.cpus,
+            "numGpus": self.gpus,
+            "gateways": self.gateways,
+            "gatewayCpus": self.gateway_cpus,
+            "gatewayPool": self.gateway_pool,
+        }
         return {name: str(value) for name, value in said.items() if value is not None}
 
 
@@ -90,6 +100,7 @@ class DeployBody(CheckedBody):
             canary_config=_checked(self.canary_config),
             stable=self.stable,
             replicas=self.resources.replicas,
+            scale=self.resources.scale,
             resources=self.resources.amounts(),
             node_pool=self.node_pool,
             host=self.resources.host,
@@ -98,11 +109,24 @@ class DeployBody(CheckedBody):
 
 
 class ScaleBody(CheckedBody):
-    replicas: Annotated[int, Field(ge=0, le=_MOST)]
+    replicas: Annotated[int | None, Field(ge=1, le=_MOST)] = None
+    scale: dict[str, Any] | None = None
+    gateways: Annotated[int | None, Field(ge=1, le=100)] = None
+    gateway_cpus: Annotated[Amount | None, Field(alias="gatewayCpus")] = None
+    gateway_pool: Annotated[Text | None, Field(alias="gatewayPool")] = None
+
+    def amounts(self) -> dict[str, str]:
+        """What is said of the gateways."""
+        said = {
+            "gateways": self.gateways,
+            "gatewayCpus": self.gateway_cpus,
+            "gatewayPool": self.gateway_pool,
+        }
+        return {name: str(value) for name, value in said.items() if value is not None}
 
 
 class SignalBody(CheckedBody):
-    signal: Literal["pause", "resume", "abort", "rollback", "quarantine"]
+    signal: Literal["pause", "resume", "abort", "rollback", "quarantine", "warm"]
     reason: Reason = ""
 
 
@@ -153,7 +177,8 @@ def add_serve_routes(router: APIRouter, port: Callable[[], Deployments]) -> None
 
     @router.post("/serve/{deployId}/scale")
     def scale(name: Name, body: ScaleBody) -> dict[str, Any]:
-        return record_document(port().scale(name, body.replicas))
+        found = port().scale(name, body.replicas, scale=body.scale, resources=body.amounts())
+        return record_document(found)
 
     @router.post("/serve/{deployId}/signals")
     def signal(name: Name, body: SignalBody) -> dict[str, Any]:

@@ -189,17 +189,16 @@ class Fleet:
         wait_for(lambda: self.revisions() == {plan.revision: 2})
 
     def revisions(self) -> Counter[int]:
-        """How many gateways are at which plan, by what each of several scrapes says."""
-        seen: dict[str, int] = {}
-        for _ in range(24):
-            with self.connection() as client:
-                client.request("GET", "/metrics")
-                text = client.getresponse().read().decode()
-            line = next(x for x in text.splitlines() if x.startswith("chancery_plan_revision"))
-            seen[line.split('"')[1]] = int(line.split()[-1])
-            if len(seen) == 2:
-                break
-        return Counter(seen.values())
+        """How many gateways are at which plan; whichever is scraped answers for all."""
+        return Counter(map(int, self.metric("chancery_plan_revision")))
+
+    def metric(self, name: str, *having: str) -> list[float]:
+        """The samples of one scrape that have these labels."""
+        with self.connection() as client:
+            client.request("GET", "/metrics")
+            lines = client.getresponse().read().decode().splitlines()
+        found = [line for line in lines if line.startswith(f"{name}{{")]
+        return [float(x.split()[-1]) for x in found if all(label in x for label in having)]
 
     def reports(self) -> list[Report]:
         return [Report.from_dict(r) for r in ray.get(self.controller.reports.remote())]

@@ -92,6 +92,57 @@ def test_what_is_wrong_is_told_and_nothing_is_written(commands: Commands, tmp_pa
     assert commands.json("list", "--all") == []
 
 
+def test_how_much_a_deployment_gets(commands: Commands, tmp_path: Path) -> None:
+    file = tmp_path / "scale.yaml"
+    file.write_text("replicas: 0..4\ntarget_rps: 20\nquiet_seconds: 30\n")
+    window = "Mon-Fri 08:00-18:00 Europe/Berlin = 4..8"
+    commands.start(
+        "models:/fraud/1", "--env", "sandbox", "--scale", str(file), "--replicas", "0..6",
+        "--schedule", window, "--gateways", "3", "--gateway-cpus", "0.25", "--access-log", "/l",
+        "--gpus", "0.5", "--pool", "gpu",
+    )  # fmt: skip
+    first = commands.json("show", "fraud")
+    scale = first["resources"].pop("scale")
+    assert first["resources"] == {
+        "replicas": 1, "gateways": 3, "gatewayCpus": "0.25", "accessLog": "/l", "numGpus": "0.5",
+        "host": "127.0.0.1",
+    }  # fmt: skip
+    assert (scale["replicas"], scale["target_rps"], scale["quiet_seconds"]) == ("0..6", "20", 30)
+    assert scale["schedule"] == ["Mon,Tue,Wed,Thu,Fri 08:00-18:00 Europe/Berlin = 4..8"]
+    assert "asked  warm of fraud" in commands.run("warm", "fraud").stdout
+
+    after = commands.json("scale", "fraud", "--target-in-flight", "4")["resources"]
+    assert after["scale"] == {
+        **{name: value for name, value in scale.items() if name != "target_rps"},
+        "target_in_flight": "4",
+    }
+    after = commands.json("scale", "fraud", "--gateways", "2")["resources"]
+    assert (after["gateways"], after["scale"]["target_in_flight"]) == (2, "4")
+    after = commands.json("scale", "fraud", "--replicas", "2..8")["resources"]
+    assert (after["replicas"], after["scale"]["replicas"]) == (2, "2..8")
+    assert "2..8, 4 at a time for each" in commands.run("show", "fraud").stdout
+    assert "scale" not in commands.json("scale", "fraud", "--replicas", "3")["resources"]
+    assert "always has a replica" in commands.run("warm", "fraud", code=1).stderr
+
+    before = commands.json("show", "fraud")["resources"]
+    for args, words in (
+        ((), "not said what changes"),
+        (("--replicas", "8..2"), "cannot be 8..2 replicas"),
+        (("--replicas", "0"), "nobody would ever answer"),
+        (("--replicas", "3", "--target-rps", "5"), "fixed number"),
+        (("--target-rps", "5"), "between how many"),
+        (("--replicas", "1..8", "--target-rps", "no"), "not a number"),
+        (("--replicas", "1..8", "--schedule", "at night"), "no time window"),
+        (("--gateways", "0"), "listeners cannot be"),
+        (("--access-log", "here"), "path of a folder"),
+    ):
+        result = commands.run("scale", "fraud", *args, code=1)
+        assert words in result.stderr
+        assert "Remedy: " in result.stderr
+    commands.run("scale", "fraud", "--scale", str(tmp_path / "none.yaml"), code=3)
+    assert commands.json("show", "fraud")["resources"] == before
+
+
 def test_who_comes_second_is_told_who_was_first(commands: Commands) -> None:
     commands.start("models:/fraud/1", "--env", "sandbox")
     result = commands.start("start", "models:/fraud/1", "--env", "sandbox", "--json", code=1)

@@ -290,6 +290,17 @@ def test_only_what_is_verified_serves(fleet: Fleet, scenario: Scenario) -> None:
     serve.delete("tampered")
 
 
+def test_a_scrape_of_any_gateway_counts_the_requests_of_all(fleet: Fleet) -> None:
+    def answered() -> float:
+        return sum(fleet.metric("chancery_requests_total", 'variant="stable"', 'outcome="ok"'))
+
+    before = answered()
+    with fleet.load(CLIENTS) as load:
+        time.sleep(0.5)
+    assert len(fleet.metric("chancery_held_bytes")) == 2, "both gateways are in it"
+    assert {answered() - before for _ in range(8)} == {float(load.statuses[200])}
+
+
 def test_the_access_log_names_version_and_reason(fleet: Fleet) -> None:
     fleet.ask(headers={**HEADERS, "x-request-id": "find-me", "x-chancery-variant": "canary"})
     folder = fleet.folder / "log"

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import Connection
@@ -22,6 +23,7 @@ from governance.deployment_records import (
     ServedVersion,
     SignalKind,
 )
+from governance.deployment_resources import Scale
 from governance.errors import NotFoundError
 from governance.events import AuditEvent
 from serve.cluster import Running, VariantSpec, VariantState
@@ -122,9 +124,18 @@ class Store:
         with self.engine.connect() as connection:
             return deployments.find(connection, name)
 
-    def ask(self, record: DeploymentRecord, kind: SignalKind, reason: str = "so") -> None:
+    def ask(
+        self, record: DeploymentRecord, kind: SignalKind, reason: str = "so", now_ms: int = 0
+    ) -> None:
         with self.engine.begin() as connection:
-            deployments.ask(connection, self.ledger, record, kind, reason, now_ms=0)
+            deployments.ask(connection, self.ledger, record, kind, reason, now_ms=now_ms)
+
+    def scale(self, record: DeploymentRecord, **scale: Any) -> None:
+        """With a scale as ``Scale.of`` takes it."""
+        document = Scale.of(scale).to_document()
+        resources = {**record.resources, "replicas": 1, "scale": document}
+        with self.engine.begin() as connection:
+            deployments.scale(connection, self.ledger, record, resources)
 
     def end(self, record: DeploymentRecord) -> None:
         with self.engine.begin() as connection:
@@ -217,8 +228,12 @@ class Cluster:
 
     def state(self, application: str) -> VariantState:
         self._works()
-        default = Running.RUNNING if application in self.running else Running.ABSENT
-        return self.states.get(application, VariantState(default))
+        if application in self.states:
+            return self.states[application]
+        if application not in self.running:
+            return VariantState(Running.ABSENT)
+        count = int(self.running[application].resources["replicas"])
+        return VariantState(Running.RUNNING, replicas=count, answering=count)
 
     def stop(self, application: str) -> None:
         self._works()

@@ -133,9 +133,10 @@ def test_a_trailing_slash_is_redirected() -> None:
 
 
 def test_ill_health_and_metrics() -> None:
-    app = ScoringApp(
-        Port(), healthy=lambda: False, metrics=lambda: ("text/plain; version=0.0.4", b"up 1\n")
-    )
+    async def metrics() -> tuple[str, bytes]:
+        return "text/plain; version=0.0.4", b"up 1\n"
+
+    app = ScoringApp(Port(), healthy=lambda: False, metrics=metrics)
     assert ask(app, "GET", "/ping").status == 503
     told = ask(app, "GET", "/metrics")
     assert (told.status, told.body) == (200, b"up 1\n")

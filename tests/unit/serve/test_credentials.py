@@ -86,6 +86,15 @@ def test_only_settings_that_actors_need_are_passed_on() -> None:
     assert passed_on(environ) == dict.fromkeys(PASSED_ON, "x")
 
 
+def test_an_address_with_a_password_is_not_passed_on() -> None:
+    plain = {"CHANCERY_PROMETHEUS_URL": "http://prometheus:9090/a:b@c", "CHANCERY_HOME": "/a@b:c"}
+    assert passed_on(plain) == plain
+    with pytest.raises(ConfigurationError) as refused:
+        passed_on({"CHANCERY_PROMETHEUS_URL": "https://bea:pa55@prometheus:9090"})
+    assert "CHANCERY_PROMETHEUS_URL" in refused.value.message
+    assert "pa55" not in str(refused.value)
+
+
 def test_a_command_line_shows_no_password_once_it_is_hidden(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
