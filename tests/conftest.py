@@ -21,6 +21,7 @@ from tests.scenario import Scenario
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["GIT_PYTHON_REFRESH"] = "quiet"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
+os.environ["RAY_worker_niceness"] = "0"  # by default replicas give way to everything else there
 
 
 @pytest.fixture(autouse=True)
