@@ -226,7 +226,7 @@ def roll_out(deployments: Any, traffic: Traffic, version: int) -> tuple[str, lis
     rollout = deployments.find(NAME).rollout_id
 
     def told() -> str:
-        lines = describe(deployments.find(NAME))
+        lines = describe(deployments.find(NAME), int(time.time() * 1000))
         place = next((line for line in lines if line.startswith("canary ")), "")
         return f"{place.rpartition('  ')[2]}; {traffic.told()}"
 
