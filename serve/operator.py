@@ -131,9 +131,10 @@ class Operator:
                 continue
             self._tried[key] = now
             self._watched("the Ray cluster", partial(self._launcher.ensure, record))
+            if key not in self._started:  # else it was said, and still has not taken its lease
+                self._say(f"started the controller of {record.route} ({key[:12]})")
             self._started[key] = self._monotonic()
             started += 1
-            self._say(f"started the controller of {record.route} ({key[:12]})")
         return started
 
     def _look(self) -> list[DeploymentRecord]:

@@ -88,8 +88,9 @@ def test_it_starts_what_nobody_has_a_lease_of(scene: Scene) -> None:
     assert scene.operator.round() == 0
     scene.now = 4.1  # the lease ran out: the controller is lost
     assert scene.operator.round() == 1
-    scene.now = 15.0  # and still: it is asked for again, though not every second
+    scene.now = 15.0  # and still: it is asked for again, though not every second, nor told again
     assert scene.operator.round() == 1
+    assert len(scene.said) == 2
 
 
 def test_an_ended_deployment_has_a_controller_until_it_is_taken_down(scene: Scene) -> None:
