@@ -50,6 +50,7 @@ from surroundings import private_home, progress
 RESULTS = Path(__file__).resolve().parent / "results"
 ROUTE = "soak"
 GROWTH_AIM = 0.02  # of what a process has, in half an hour
+LATEST_S = 1200.0  # for which a story may go on after its time
 AFTERMATH_S = 5.0  # in which a killed replica may cost 5xx
 CANARY = {"steps": [20, 50, 100], "min_samples": 30, "analysis": {"latency": None}}
 
@@ -98,7 +99,7 @@ class Story:
 
     def join(self) -> None:
         """Wait for its end; what went wrong in it goes wrong here."""
-        self._thread.join(self._seconds + 600)
+        self._thread.join(LATEST_S)
         if self.failure is not None:
             raise self.failure
 
@@ -226,7 +227,7 @@ def soak(minutes: float, rate: float, clients: int, *, story: bool) -> dict[str,
         load = Running(
             {
                 "port": deployed.port, "bodies": [body.decode() for body in bodies],
-                "clients": clients, "rate": rate, "seconds": seconds, "timeline": True,
+                "clients": clients, "rate": rate, "seconds": seconds + LATEST_S, "timeline": True,
                 "count": ["x-chancery-variant: canary", "x-chancery-retried: 1"],
             }
         )  # fmt: skip
@@ -235,10 +236,12 @@ def soak(minutes: float, rate: float, clients: int, *, story: bool) -> dict[str,
         sampler.start()
         if told:
             told.start()
+        time.sleep(seconds)
+        if told:
+            told.join()  # the load goes on until the story is told
+        load.stop()
         found = load.result()
         sampler.stop()
-        if told:
-            told.join()
         deployed.end()
     memory = growth(sampler.samples, warm_up_s=min(300.0, seconds / 4))
     accounts, aims = judge(found, told, memory)
