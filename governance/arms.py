@@ -248,7 +248,11 @@ class ExperimentRecord:
     @classmethod
     def from_json(cls, text: str) -> ExperimentRecord:
         """Inverse of ``to_json``."""
-        document = json.loads(text)
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ExperimentRecord:
+        """Inverse of ``to_dict``."""
         return cls(
             document["experimentId"],
             document["name"],
@@ -294,7 +298,11 @@ class ShadowRecord:
     @classmethod
     def from_json(cls, text: str) -> ShadowRecord:
         """Inverse of ``to_json``."""
-        document = json.loads(text)
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ShadowRecord:
+        """Inverse of ``to_dict``."""
         return cls(
             document["shadowId"],
             ServedVersion.from_dict(document),

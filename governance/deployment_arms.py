@@ -27,7 +27,7 @@ from governance.arms import ExperimentRecord, ShadowRecord, stretched
 from governance.database import deployments
 from governance.deployment_records import DeploymentRecord, time_text
 from governance.deployments import Recorder, by_id
-from governance.errors import RefusedError
+from governance.errors import ConflictError, RefusedError
 from governance.events import AuditEvent, EventName
 
 __all__ = [
@@ -59,7 +59,7 @@ def begin_experiment(
         provenance: Who let each arm's version in, by arm; JSON without floats.
 
     Raises:
-        RefusedError: an experiment or a rollout runs (says who began it and when), or nobody
+        ConflictError: an experiment or a rollout runs (says who began it and when), or nobody
             answers on the route.
     """
     after = _write(
@@ -92,7 +92,7 @@ def change_experiment(
     """Give the arms of the experiment that runs other shares; as few clients move as possible.
 
     Raises:
-        RefusedError: other arms, shares that do not add up, or somebody changed it meanwhile.
+        ConflictError: other arms, shares that do not add up, or somebody changed it meanwhile.
     """
     before = record.experiment
     if before is None or set(weights) != {arm.name for arm in before.arms}:
@@ -158,7 +158,7 @@ def begin_shadow(
     """Send copies of a route's requests to a version.
 
     Raises:
-        RefusedError: a shadow runs (says who began it and when), the version answers there, or
+        ConflictError: a shadow runs (says who began it and when), the version answers there, or
             nobody answers on the route.
     """
     present = by_id(connection, record.deploy_id)
@@ -187,7 +187,7 @@ def change_shadow(
     """Give the shadow that runs other settings; its version stays.
 
     Raises:
-        RefusedError: somebody changed or ended it meanwhile.
+        ConflictError: somebody changed or ended it meanwhile.
     """
     before = record.shadow
     after = None
@@ -274,7 +274,7 @@ def _refused_at(record: DeploymentRecord) -> tuple[str, str] | None:
     return None
 
 
-def _no_experiment_now(record: DeploymentRecord) -> RefusedError:
+def _no_experiment_now(record: DeploymentRecord) -> ConflictError:
     why = _refused_at(record)
     if why is None and record.canary is not None:
         why = (
@@ -292,13 +292,13 @@ def _no_experiment_now(record: DeploymentRecord) -> RefusedError:
             "the same arms to change their shares",
         )
     why = why or (f"the route {record.route!r} changed at this moment", "ask again")
-    return RefusedError(*why, subject=record.subject)
+    return ConflictError(*why, subject=record.subject)
 
 
-def _other_arms(record: DeploymentRecord) -> RefusedError:
+def _other_arms(record: DeploymentRecord) -> ConflictError:
     running = record.experiment
     arms = "no experiment" if running is None else ", ".join(arm.name for arm in running.arms)
-    return RefusedError(
+    return ConflictError(
         f"the experiment on the route {record.route!r} has other arms: {arms}",
         f"end it with `chancery deploy experiment {record.route} --end`, and begin another; only "
         "the shares of arms change while they run",
@@ -306,7 +306,7 @@ def _other_arms(record: DeploymentRecord) -> RefusedError:
     )
 
 
-def _no_shadow_now(record: DeploymentRecord, shadow: ShadowRecord) -> RefusedError:
+def _no_shadow_now(record: DeploymentRecord, shadow: ShadowRecord) -> ConflictError:
     why = _refused_at(record)
     running = record.shadow
     if why is None and running is not None:
@@ -321,11 +321,11 @@ def _no_shadow_now(record: DeploymentRecord, shadow: ShadowRecord) -> RefusedErr
             "shadow it would be compared with itself",
             "name another version",
         )
-    return RefusedError(*why, subject=record.subject)
+    return ConflictError(*why, subject=record.subject)
 
 
-def _moved_on(record: DeploymentRecord) -> RefusedError:
-    return RefusedError(
+def _moved_on(record: DeploymentRecord) -> ConflictError:
+    return ConflictError(
         f"somebody else changed the route {record.route!r} at this moment",
         f"`chancery deploy show {record.route}`, and ask again",
         subject=record.subject,

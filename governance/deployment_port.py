@@ -153,7 +153,14 @@ class Deployments(Protocol):
     def end_experiment(
         self, name: str, reason: str, *, keep: str | None = None, canary_config: str | None = None
     ) -> DeploymentRecord:
-        """End the experiment; the arm that is kept is rolled out as ``canary_config`` says."""
+        """End the experiment, and roll an arm out if one is kept; it passes the gate again.
+
+        Args:
+            name: Of the deployment.
+            reason: Why.
+            keep: The arm.
+            canary_config: How it is rolled out; None: nearly everything at once.
+        """
         ...
 
     def shadow(self, name: str, order: ShadowOrder) -> DeploymentRecord:

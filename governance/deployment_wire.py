@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from governance.arms import ExperimentRecord, ShadowRecord
 from governance.deployment_control import StoredDecision
 from governance.deployment_records import DeploymentRecord, Health, ServedVersion
 
@@ -51,6 +52,7 @@ def record_from(document: Mapping[str, Any]) -> DeploymentRecord:
     if stable is None:
         raise ValueError("nothing is stable")
     config, state = document["canaryConfig"], document["state"]
+    experiment, shadow = document.get("experiment"), document.get("shadow")
     return DeploymentRecord(
         deploy_id=document["deployId"],
         route=document["route"],
@@ -83,6 +85,8 @@ def record_from(document: Mapping[str, Any]) -> DeploymentRecord:
         ended_reason=document["endedReason"],
         ended_ms=document["endedMs"],
         stopped_ms=document["stoppedMs"],
+        experiment=None if experiment is None else ExperimentRecord.from_dict(experiment),
+        shadow=None if shadow is None else ShadowRecord.from_dict(shadow),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -23,8 +24,9 @@ from governance.arms import (
     ShadowRecord,
     stretched,
 )
+from governance.deployment_port import canaries
 from governance.deployment_records import DeploymentRecord, NewRollout
-from governance.errors import RefusedError
+from governance.errors import ConflictError
 from governance.identity import current_actor
 from mlflow_plugins.deployment_gate import Admitted, DeploymentGate
 from mlflow_plugins.governor import Governor, now_ms
@@ -105,7 +107,7 @@ class DeploymentArms:
         }
         with self._changing(record.deploy_id) as (connection, ledger, present):
             if not same:
-                raise RefusedError(
+                raise ConflictError(
                     f"the experiment {running.name!r} runs on the route {record.route!r} with "
                     "other arms, another key or other limits: only shares change while it runs",
                     f"`chancery deploy experiment {record.route} --end` first, or name these arms: "
@@ -122,19 +124,20 @@ class DeploymentArms:
         """End it; roll out what is kept, unless that is stable already."""
         running = record.experiment
         arm = next((a for a in running.arms if a.name == keep), None) if running else None
+        checks = canaries()
+        config = checks.at_once() if canary_config is None else checks.checked(canary_config)
         kept: Admitted | None = None
         if arm is not None and arm.served != record.stable:
-            if canary_config is None:
-                raise RefusedError(
-                    f"it is not said how {arm.name!r} is rolled out", "add a canary configuration"
-                )
             self._governor.ledger.ensure_witnessed()
             with self._refusals(record.subject):
                 kept = self._admit(record, record.uri_of(arm.served), as_canary=True)
         with self._changing(record.deploy_id) as (connection, ledger, present):
-            after = deployment_arms.end_experiment(connection, ledger, present, reason, keep)
-            if kept is not None and canary_config is not None:
-                rollout = NewRollout(uuid.uuid4().hex, canary_config, kept.provenance)
+            # As it was when the arm passed the gate: whoever changed it meanwhile is told so.
+            after = deployment_arms.end_experiment(
+                connection, ledger, replace(present, experiment=running), reason, keep
+            )
+            if kept is not None:
+                rollout = NewRollout(uuid.uuid4().hex, config, kept.provenance)
                 after = deployments.begin_canary(
                     connection, ledger, after, kept.served, rollout, now_ms=now_ms()
                 )

@@ -94,6 +94,41 @@ class RestDeployments:
     def end(self, name: str, reason: str) -> DeploymentRecord:
         return self._changed(f"{_place(name)}/end", {"reason": reason})
 
+    def experiment(self, name: str, order: ExperimentOrder) -> DeploymentRecord:
+        arms = [
+            {
+                "name": arm.name,
+                "model": arm.model,
+                "weight": arm.weight,
+                "timeoutSeconds": arm.timeout_seconds,
+                "maxConcurrency": arm.max_concurrency,
+            }
+            for arm in order.arms
+        ]
+        body = {"name": order.name, "sticky": order.sticky, "arms": arms}
+        return self._changed(f"{_place(name)}/experiment", body)
+
+    def end_experiment(
+        self, name: str, reason: str, *, keep: str | None = None, canary_config: str | None = None
+    ) -> DeploymentRecord:
+        body: dict[str, Any] = {"reason": reason, "keep": keep}
+        if canary_config is not None:
+            body["canaryConfig"] = _canary(canary_config)
+        return self._changed(f"{_place(name)}/experiment/end", body)
+
+    def shadow(self, name: str, order: ShadowOrder) -> DeploymentRecord:
+        body = {
+            "model": order.model,
+            "percent": order.percent,
+            "maxInFlight": order.max_in_flight,
+            "timeoutSeconds": order.timeout_seconds,
+            "compare": order.compare,
+        }
+        return self._changed(f"{_place(name)}/shadow", body)
+
+    def end_shadow(self, name: str, reason: str) -> DeploymentRecord:
+        return self._changed(f"{_place(name)}/shadow/end", {"reason": reason})
+
     def _changed(self, path: str, body: Mapping[str, Any]) -> DeploymentRecord:
         return self._read(record_from, self._server.post(path, body))
 
@@ -102,29 +137,6 @@ class RestDeployments:
             return parse(document)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._server.strange("something that is no deployment") from error
-
-    # What is asked beside the database -----------------------------------------------------
-
-    def experiment(self, name: str, order: ExperimentOrder) -> DeploymentRecord:
-        self._beside_database()
-
-    def end_experiment(
-        self, name: str, reason: str, *, keep: str | None = None, canary_config: str | None = None
-    ) -> DeploymentRecord:
-        self._beside_database()
-
-    def shadow(self, name: str, order: ShadowOrder) -> DeploymentRecord:
-        self._beside_database()
-
-    def end_shadow(self, name: str, reason: str) -> DeploymentRecord:
-        self._beside_database()
-
-    def _beside_database(self) -> NoReturn:
-        raise ConfigurationError(
-            f"experiments and shadows are steered beside the database, not through "
-            f"{self._server.uri}",
-            "name the database: --uri governed+sqlite:///… or governed+postgresql+psycopg://…",
-        )
 
     # What a controller does ----------------------------------------------------------------
 

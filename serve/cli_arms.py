@@ -16,15 +16,12 @@ from governance.deployment_port import open_deployments
 from governance.deployment_records import DeploymentRecord
 from governance.errors import ConfigurationError
 from governance.terminal import answer_errors, console, json_option, print_json, uri_option
-from serve.config import ABTestConfig, CanaryConfig, OnTimeout, ShadowConfig
+from serve.config import ABTestConfig, ShadowConfig
 from serve.parsing import load_ab_test, parse_arms, parse_shadow
 from serve.results import as_results, results
 from serve.views import describe
 
 __all__ = ["experiment", "experiment_order", "results_", "shadow", "shadow_order"]
-
-_KEPT = CanaryConfig(steps=(99.0, 100.0), min_samples=1, min_seconds=0.0, on_timeout=OnTimeout.HOLD)
-"""How an arm that is kept is rolled out: people have decided already."""
 
 _reason_option = click.option("--reason", default="", help="Why; it is on the ledger.")
 
@@ -107,10 +104,7 @@ def experiment(
         )
     port = open_deployments(uri)
     if end:
-        after = port.end_experiment(
-            name, reason, keep=keep, canary_config=_KEPT.model_dump_json() if keep else None
-        )
-        return _show(after, as_json=as_json)
+        return _show(port.end_experiment(name, reason, keep=keep), as_json=as_json)
     if config is not None:
         found = load_ab_test(config)
     else:

@@ -21,6 +21,7 @@ from governance.backend import Backend
 from governance.deployment_port import Deployments
 from governance.errors import GovernanceError, PromotionDeniedError
 from governance.lineage.render import as_document
+from mlflow_plugins.api.arm_routes import add_arm_routes
 from mlflow_plugins.api.requests import CheckedRoute
 from mlflow_plugins.api.serve_routes import add_serve_routes
 from mlflow_plugins.refusals import flush_all
@@ -73,6 +74,7 @@ def build_router(
     """The routes, on ports that are opened at first use (in the worker, not at import)."""
     router = APIRouter(route_class=CheckedRoute)
     add_serve_routes(router, deployments)
+    add_arm_routes(router, deployments)
 
     @router.get("/version")
     def version() -> dict[str, Any]:

@@ -6,46 +6,36 @@ controller on the serving cluster, which sees what is written here (``chancery d
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, Path
-from pydantic import AfterValidator, Field, model_validator
+from fastapi import APIRouter
+from pydantic import Field, model_validator
 
-from governance.deployment_port import DeploymentOrder, Deployments, canaries
+from governance.deployment_port import DeploymentOrder, Deployments
 from governance.deployment_records import SignalKind
 from governance.deployment_wire import decision_document, record_document
-from governance.errors import ConfigurationError, MalformedRequestError
 from mlflow_plugins.api.requests import CheckedBody
+from mlflow_plugins.api.serve_bodies import (
+    MOST,
+    Amount,
+    Canary,
+    Host,
+    Name,
+    Reason,
+    Text,
+    checked_canary,
+)
 
 __all__ = ["add_serve_routes"]
 
 _LARGEST = 2**31 - 1  # of what the databases take as an integer
-_MOST = 10_000
-
-
-def _amount(value: int | float | str) -> str:
-    """A number as text: what is hashed has no floats."""
-    text = value if isinstance(value, str) else repr(value)
-    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,6})?", text) or not isfinite(float(text)):
-        raise ValueError(f"it is not a number from 0 to {_MOST}")
-    return text
-
-
-Text = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f]*$")]
-Reason = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
-Amount = Annotated[int | float | str, AfterValidator(_amount)]
-Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$")]
-Name = Annotated[str, Path(alias="deployId", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$")]
-Canary = Annotated[str, Field(max_length=1000)] | dict[str, Any]
 
 
 class ResourcesBody(CheckedBody):
     """What each variant needs; also where its listeners listen."""
 
-    replicas: Annotated[int | None, Field(ge=1, le=_MOST)] = None
+    replicas: Annotated[int | None, Field(ge=1, le=MOST)] = None
     scale: dict[str, Any] | None = None
     gateways: Annotated[int | None, Field(ge=1, le=100)] = None
     gateway_cpus: Annotated[Amount | None, Field(alias="gatewayCpus")] = None
@@ -97,7 +87,7 @@ class DeployBody(CheckedBody):
             model=self.model or f"models:/{self.model_id}/{self.version}",
             route=self.route,
             environment=self.environment,
-            canary_config=_checked(self.canary_config),
+            canary_config=checked_canary(self.canary_config),
             stable=self.stable,
             replicas=self.resources.replicas,
             scale=self.resources.scale,
@@ -109,7 +99,7 @@ class DeployBody(CheckedBody):
 
 
 class ScaleBody(CheckedBody):
-    replicas: Annotated[int | None, Field(ge=1, le=_MOST)] = None
+    replicas: Annotated[int | None, Field(ge=1, le=MOST)] = None
     scale: dict[str, Any] | None = None
     gateways: Annotated[int | None, Field(ge=1, le=100)] = None
     gateway_cpus: Annotated[Amount | None, Field(alias="gatewayCpus")] = None
@@ -137,16 +127,6 @@ class RollbackBody(CheckedBody):
 
 class EndBody(CheckedBody):
     reason: Reason = ""
-
-
-def _checked(config: str | dict[str, Any] | None) -> str | None:
-    if config is None:
-        return None
-    checks = canaries()  # that nobody checks is not the client's mistake
-    try:
-        return checks.checked(config)
-    except ConfigurationError as error:
-        raise MalformedRequestError(error.message, error.remedy) from error
 
 
 def add_serve_routes(router: APIRouter, port: Callable[[], Deployments]) -> None:
@@ -186,7 +166,7 @@ def add_serve_routes(router: APIRouter, port: Callable[[], Deployments]) -> None
 
     @router.post("/serve/{deployId}/rollback")
     def rollback(name: Name, body: RollbackBody) -> dict[str, Any]:
-        config = _checked(body.canary_config)
+        config = checked_canary(body.canary_config)
         if config is None and port().find(name).canary is not None:
             return record_document(port().ask(name, SignalKind.ROLLBACK, body.reason))
         return record_document(port().back(name, body.reason, config))

@@ -180,6 +180,83 @@ def test_a_deployment_s_life_over_rest(served: Served) -> None:
     assert (again.status_code, again.json()["error_code"]) == (409, "CONFLICT")
 
 
+def test_experiments_and_shadows_over_rest(served: Served, tmp_path: Path) -> None:
+    made = served.post("/serve/deploy", {"model": "models:/fraud/1", "env": "sandbox"}).json()
+    arms = [
+        {"name": "control", "model": "models:/fraud/1", "weight": 60},
+        {"name": "fresh", "model": "models:/fraud/2", "weight": "40", "timeoutSeconds": 2.5,
+         "maxConcurrency": 8},
+    ]  # fmt: skip
+    body = {"name": "ab", "sticky": "header:x-user", "arms": arms}
+    begun = served.post("/serve/fraud/experiment", body)
+    assert begun.status_code == 200, begun.text
+    found = begun.json()["experiment"]
+    assert begun.json()["status"] == "experimenting"
+    assert [(a["name"], a["version"], a["weight"]) for a in found["arms"]] == [
+        ("control", 1, "60"), ("fresh", 2, "40"),
+    ]  # fmt: skip
+    assert (found["arms"][1]["timeoutSeconds"], found["arms"][1]["maxConcurrency"]) == ("2.5", 8)
+    assert served.port.find("fraud") == served.database.find("fraud")
+    second = served.post("/serve/fraud/experiment", body | {"name": "other"})
+    assert (second.status_code, second.json()["error_code"]) == (409, "CONFLICT")
+    canary = {"model": "models:/fraud/2", "route": "fraud", "canaryConfig": "5%"}
+    assert served.post("/serve/deploy", canary).status_code == 409
+    taken = served.post("/serve/fraud/shadow", {"model": "models:/fraud/2"})
+    assert taken.status_code == 409
+
+    config = tmp_path / "ab.yaml"
+    config.write_text(
+        "name: ab\nsticky: header:x-user\narms:\n"
+        "  - {name: control, model: models:/fraud/1, weight: 30}\n"
+        "  - {name: fresh, model: models:/fraud/2, weight: 70, timeout_seconds: 2.5, "
+        "max_concurrency: 8}\n"
+    )
+    changed = served.chancery("experiment", "fraud", "--config", str(config), "--json")
+    assert json.loads(changed.stdout)["experiment"]["changes"] == 1
+    assert "fresh: 70 %" in served.chancery("show", "fraud").stdout
+    assert json.loads(served.chancery("results", "fraud", "--json").stdout)["experiment"] is None
+    served.chancery("experiment", "fraud", "--end", "--reason", "done")
+    begun = served.post("/serve/fraud/shadow", {"model": "models:/fraud/2", "percent": 10}).json()
+    assert begun["shadow"]["percent"] == "10"
+    served.chancery("shadow", "fraud", "models:/fraud/2", "--percent", "50", "--no-compare")
+    shadow = served.get("/serve/fraud")["shadow"]
+    assert (shadow["percent"], shadow["compare"]) == ("50", False)
+    assert served.post("/serve/fraud/shadow/end", {"reason": "seen"}).json()["shadow"] is None
+    served.post("/serve/fraud/experiment", body)
+    wrong = {"keep": "fresh", "canaryConfig": {"steps": [50, 25]}}
+    assert served.post("/serve/fraud/experiment/end", wrong).status_code == 400
+    kept = served.post("/serve/fraud/experiment/end", {"keep": "fresh"}).json()
+    assert (kept["experiment"], kept["canaryVersion"]) == (None, 2)
+    assert kept["canaryConfig"]["steps"] == [99.0, 100.0]
+
+    count = len(served.events("serve:"))
+    for path, sent, words in (
+        ("experiment", body | {"arms": arms[:1]}, "2 to 20 arms"),
+        ("experiment", body | {"arms": [arms[0], arms[1] | {"weight": 30}]}, "add up to 90"),
+        ("experiment", body | {"sticky": "user"}, "where the key is"),
+        ("experiment", body | {"arms": [{"name": "a"}] * 2}, "model"),
+        ("experiment", body | {"weights": {}}, "unknown field 'weights'"),
+        ("experiment", body | {"arms": [arms[0], arms[1] | {"weight": -1}]}, "weight"),
+        ("shadow", {}, "model"),
+        ("shadow", {"model": "models:/fraud/2", "percent": 0}, "above 0"),
+        ("shadow", {"model": "models:/fraud/2", "maxInFlight": 0}, "copies at a time"),
+        ("shadow", {"model": "models:/fraud/2", "compare": 1}, "compare"),
+    ):
+        answer = served.post(f"/serve/fraud/{path}", sent)
+        document = answer.json()
+        assert (answer.status_code, document["error_code"]) == (400, "MALFORMED_REQUEST"), sent
+        assert words in document["message"] + document["remedy"], document
+    for path in ("experiment", "experiment/end", "shadow", "shadow/end"):
+        sent = {"experiment": body, "shadow": {"model": "models:/fraud/2"}}.get(path, {})
+        assert served.post(f"/serve/nobody/{path}", sent).status_code == 404
+    assert len(served.events("serve:")) == count
+    kinds = [event["type"] for event in served.events("serve:experiment")]
+    assert [kind.rsplit(":", 1)[1] for kind in kinds] == [
+        "begun", "changed", "ended", "begun", "ended",
+    ]  # fmt: skip
+    assert made["deployId"] == kept["deployId"]
+
+
 def test_what_cannot_be_meant_is_told_and_leaves_nothing(served: Served) -> None:
     good = {"model": "models:/fraud/1", "env": "sandbox"}
     for body, words in (

@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields, replace
 
 import pytest
 
+from governance.arms import ArmRecord, ExperimentRecord, ShadowRecord
 from governance.deployment_control import StoredDecision
 from governance.deployment_records import DeploymentRecord, Health, ServedVersion
 from governance.deployment_wire import (
@@ -49,6 +50,22 @@ FULL = DeploymentRecord(
     ended_reason="old",
     ended_ms=1_700_000_002_001,
     stopped_ms=1_700_000_003_002,
+    experiment=ExperimentRecord(
+        "e" * 32,
+        "ab",
+        "header:x-user",
+        (
+            ArmRecord("control", ServedVersion(1, "u1", "r1"), "60"),
+            ArmRecord("fresh", ServedVersion(2, "u2", "r2"), "40", "2.5", 8),
+        ),
+        (("control", 600_000), ("fresh", 400_000)),
+        "dora",
+        1_700_000_000_789,
+        3,
+    ),
+    shadow=ShadowRecord(
+        "s" * 32, ServedVersion(4, "u4", "r4"), "12.5", 4, "2", False, "eve", 1_700_000_000_790
+    ),
 )
 
 

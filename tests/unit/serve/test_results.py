@@ -128,14 +128,16 @@ def test_show_list_and_watch_tell_of_them(tmp_path: Path) -> None:
         {"control": 1, "fresh": 2, "bold": 3},
     )  # fmt: skip
     record = world.store.shadow(world.now_record, 4, "12.5")
-    for words in ("\n".join(describe(record)), text_of(as_panel(record, 7))):
+    for words in ("\n".join(describe(record, 7)), text_of(as_panel(record, 7))):
         assert "fresh" in words
         assert "models:/fraud/4" in words
-    assert "fresh: 30 % to models:/fraud/2  waiting for a controller" in "\n".join(describe(record))
+    assert "fresh: 30 % to models:/fraud/2  waiting for a controller" in "\n".join(
+        describe(record, 7)
+    )
     world.idle(3)
     world.store.revoked["uid-3"] = "it leaks"
     world.idle(3)
-    lines = "\n".join(describe(world.now_record))
+    lines = "\n".join(describe(world.now_record, world.now))
     assert "bold: 20 % to models:/fraud/3  stopped: it was revoked: it leaks" in lines
     assert "copies of 12.5 % of the requests" in lines
     listed = text_of(as_table([world.now_record]))
