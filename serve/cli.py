@@ -202,6 +202,43 @@ def watch(name: str, seconds: float | None, uri: str, as_json: bool) -> None:
     return None
 
 
+@deploy.command()
+@click.argument("name")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="rollout.png",
+    show_default=True,
+    help="File to write: .png, .svg or .pdf.",
+)
+@uri_option
+@json_option
+@answer_errors
+def plot(name: str, out: Path, uri: str, as_json: bool) -> None:
+    """Draw the rollout of NAME, the one that runs or the last: traffic, errors, evidence."""
+    from serve.plot import FORMATS, drawn, story_of
+
+    form = out.suffix.removeprefix(".").lower()
+    if form not in FORMATS:
+        raise ConfigurationError(
+            f"{out} ends in none of {', '.join('.' + one for one in FORMATS)}", "name another file"
+        )
+    port = open_deployments(uri)
+    record = port.find(name)
+    story = story_of(record, port.decisions(record.deploy_id))
+    data = drawn(story, form)
+    try:
+        out.write_bytes(data)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{out} cannot be written: {error.strerror}", "name another file"
+        ) from error
+    if as_json:
+        return print_json({"file": str(out), "rolloutId": story.series.rollout_id})
+    console.print(f"drawn  {out}", markup=False)
+    return None
+
+
 def _follow(
     port: Deployments,
     record: DeploymentRecord,

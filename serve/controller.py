@@ -40,7 +40,7 @@ from governance.errors import (
     VerificationError,
 )
 from serve.cluster import ClusterPort, Running, VariantSpec, VariantState
-from serve.course import OpenAction
+from serve.course import Course, OpenAction
 from serve.holding import Holding, Step, Timing
 from serve.plan import Plan, Report
 from serve.polling import Poller, asking_of
@@ -99,6 +99,12 @@ class Controller:
     def holding(self) -> bool:
         """Whether this controller decides."""
         return self._held is not None
+
+    def standing(self) -> tuple[DeploymentRecord, Course] | None:
+        """Where the deployment stands, as far as this controller decides; for showing it."""
+        with self._lock:
+            held = self._held
+            return None if held is None else (held.record, held.course)
 
     def exchange(self, report: Report) -> Plan:
         """Count a report, once; the plan. Never waits.

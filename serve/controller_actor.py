@@ -22,6 +22,7 @@ from serve.plan import Report
 from serve.polling import Poller
 from serve.promql import Prometheus
 from serve.ray_cluster import RayCluster, RayOptions
+from serve.rollout_run import RolloutJournal, experiment_name, home_of
 
 __all__ = ["TICK_S", "ControllerActor"]
 
@@ -77,15 +78,29 @@ class ControllerActor:
             except Exception as error:  # noqa: BLE001 - the database is away: tried again
                 _log.warning("the controller cannot start yet: %r", error)
                 time.sleep(2)
-        controller = self._controller
+        controller, journal = self._controller, self._journal()
         while not controller.finished:
             began = time.monotonic()
             try:
                 controller.tick(now_ms())
+                if journal is not None and (standing := controller.standing()) is not None:
+                    journal.offer(*standing)
             except Exception:  # noqa: BLE001 - a deployment goes on with its last plan meanwhile
                 _log.exception("a tick of deployment %s failed", self._deploy_id)
             time.sleep(max(0.02, TICK_S - (time.monotonic() - began)))
+        if journal is not None:
+            journal.close()
         self._leave()
+
+    def _journal(self) -> RolloutJournal | None:
+        """Logs rollouts in MLflow, where that is wanted."""
+        experiment = experiment_name()
+        if not experiment:
+            return None
+        home = home_of(self._uri, self._options.environment.get("MLFLOW_TRACKING_URI", ""))
+        journal = RolloutJournal(home, experiment, open_deployments(self._uri).decisions)
+        journal.start()
+        return journal
 
     def _open(self) -> Controller:
         url = prometheus_url()

@@ -227,8 +227,12 @@ class Holding:
             open=tuple(opened),
             drains=tuple(drains),
             paused="" if state.phase.terminal else self.course.paused,
-            series=followed(self.course.series, state, seen.deltas, now),
+            series=followed(self.course.series, state, seen.deltas, now, self._versions()),
         )
+
+    def _versions(self) -> tuple[int, ...]:
+        both = (self.record.stable, self.record.canary)
+        return tuple(one.version for one in both if one is not None)
 
     # -- the database
 

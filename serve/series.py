@@ -179,6 +179,7 @@ class Series:
         stable: What stable did in it.
         step_canary: What the canary did in the whole step (of a rollout that ended: in its last).
         step_stable: What stable did in it.
+        versions: Of stable and canary, when the rollout began; empty: not known.
     """
 
     rollout_id: str
@@ -196,9 +197,10 @@ class Series:
     stable: Delta = _NOTHING
     step_canary: Delta = _NOTHING
     step_stable: Delta = _NOTHING
+    versions: tuple[int, ...] = ()
 
     @classmethod
-    def begun(cls, state: RolloutState, now_ms: int) -> Series:
+    def begun(cls, state: RolloutState, now_ms: int, versions: tuple[int, ...] = ()) -> Series:
         """Nothing seen yet."""
         found = sorted((v.test, round(v.threshold, 3)) for v in state.judge.verdicts())
         return cls(
@@ -211,6 +213,7 @@ class Series:
             step=state.step,
             percent=state.percent,
             since_ms=now_ms,
+            versions=versions,
         )
 
     def after(self, state: RolloutState, deltas: Mapping[str, Delta], now_ms: int) -> Series:
@@ -234,7 +237,10 @@ class Series:
         return replace(series, step_canary=_NOTHING, step_stable=_NOTHING)
 
     def _closed(self, state: RolloutState, now_ms: int) -> Series:
-        """The open interval is a point."""
+        """The open interval is a point, unless it is none."""
+        empty = not self.canary.requests and not self.stable.requests and bool(self.points)
+        if now_ms == self.since_ms and empty and not state.phase.terminal:
+            return self
         evidence = {verdict.test: verdict.log_e for verdict in state.judge.verdicts()}
         point = Point(
             now_ms,
@@ -278,6 +284,7 @@ class Series:
             "percent": f"{self.percent:.10g}",
             "sinceMs": self.since_ms,
             "open": [self.canary.to_dict(), self.stable.to_dict()],
+            "versions": list(self.versions),
             "inStep": [self.step_canary.to_dict(), self.step_stable.to_dict()],
         }
 
@@ -289,25 +296,34 @@ class Series:
             KeyError: a part is missing.
             ValueError: counts that cannot be.
         """
+        canary, stable = (Delta.from_dict(found) for found in document["open"])
+        step_canary, step_stable = (Delta.from_dict(found) for found in document["inStep"])
         return cls(
-            document["rolloutId"],
-            document["beganMs"],
-            tuple(document["tests"]),
-            tuple(value / 1000 for value in document["thresholds"]),
-            document["threshold"] / 1000,
-            document["everyMs"],
-            tuple(Point.from_list(parts) for parts in document["points"]),
-            document["phase"],
-            document["step"],
-            float(document["percent"]),
-            document["sinceMs"],
-            *(Delta.from_dict(found) for found in document["open"]),
-            *(Delta.from_dict(found) for found in document["inStep"]),
+            rollout_id=document["rolloutId"],
+            began_ms=document["beganMs"],
+            tests=tuple(document["tests"]),
+            thresholds=tuple(value / 1000 for value in document["thresholds"]),
+            threshold=document["threshold"] / 1000,
+            every_ms=document["everyMs"],
+            points=tuple(Point.from_list(parts) for parts in document["points"]),
+            phase=document["phase"],
+            step=document["step"],
+            percent=float(document["percent"]),
+            since_ms=document["sinceMs"],
+            canary=canary,
+            stable=stable,
+            step_canary=step_canary,
+            step_stable=step_stable,
+            versions=tuple(document.get("versions", ())),
         )
 
 
 def followed(
-    series: Series | None, state: RolloutState, deltas: Mapping[str, Delta], now_ms: int
+    series: Series | None,
+    state: RolloutState,
+    deltas: Mapping[str, Delta],
+    now_ms: int,
+    versions: tuple[int, ...] = (),
 ) -> Series:
     """The series with an observation in it; a new one where a new rollout begins.
 
@@ -316,9 +332,10 @@ def followed(
         state: The rollout after the observation.
         deltas: What was seen, by variant.
         now_ms: The time.
+        versions: Of stable and canary.
     """
     if series is None or series.rollout_id != state.id:
-        series = Series.begun(state, now_ms)
+        series = Series.begun(state, now_ms, versions)
     return series.after(state, deltas, now_ms)
 
 

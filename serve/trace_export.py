@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from governance.errors import ConfigurationError
+from serve.experiments import experiment_id
 
 __all__ = ["MlflowSpans", "otlp"]
 
@@ -69,35 +70,20 @@ class MlflowSpans(SpanExporter):
             self._exporter = None
 
     def _open(self) -> SpanExporter:
+        from mlflow import MlflowClient
         from mlflow.tracking._tracking_service.utils import get_default_host_creds
 
+        client = MlflowClient(tracking_uri=self._server, registry_uri=self._server)
         known = get_default_host_creds(self._server)
         session = _session(known)
         found = otlp(
             endpoint=f"{self._server}/v1/traces",
-            headers={"x-mlflow-experiment-id": _experiment(self._server, self._experiment)},
+            headers={"x-mlflow-experiment-id": experiment_id(client, self._experiment)},
             session=session,
             timeout=_TIMEOUT_S,
         )
         session.verify = known.verify
         return found
-
-
-def _experiment(server: str, name: str) -> str:
-    """Id of the experiment; made if it is missing."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    client = MlflowClient(tracking_uri=server, registry_uri=server)
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)  # another process was quicker
-            if found is None:
-                raise
-    return str(found.experiment_id)
 
 
 def _session(known: Any) -> Any:
