@@ -37,6 +37,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=examples $(BIN)/mypy examples/*.py
 
 bench: $(STAMP) system
 	$(BIN)/python benchmarks/overhead.py

@@ -6,6 +6,7 @@ a good one. Everything is decided by the rollout's controller; this only looks o
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -69,17 +70,17 @@ def a_small_ray() -> Iterator[None]:
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        context = ray.init(
+        ray.init(
             num_cpus=4,  # as Ray counts them: it starts so many idle workers at once
             include_dashboard=False,
             object_store_memory=100 * 2**20,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _temp_dir=str(folder / "r"),
             namespace="chancery",
         )
         signal.signal(signal.SIGTERM, before)  # Ray put its own in place
-        os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         say(f"Ray at {os.environ['RAY_ADDRESS']}, its files in {folder}")
         yield
     finally:

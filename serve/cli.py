@@ -19,7 +19,7 @@ from governance.clock import now_ms
 from governance.deployment_port import DeploymentOrder, Deployments, open_deployments
 from governance.deployment_records import DeploymentRecord, SignalKind
 from governance.deployment_resources import scale_of
-from governance.errors import RefusedError
+from governance.errors import ConfigurationError, RefusedError
 from governance.terminal import (
     answer_errors,
     console,

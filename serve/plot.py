@@ -37,7 +37,7 @@ FORMATS = ("png", "svg", "pdf")
 _STABLE, _CANARY = "#0072B2", "#D55E00"
 _BAD, _GOOD, _PLAIN = "#B00020", "#00795C", "#444444"
 _TESTS = ("#CC79A7", "#009E73", "#56B4E9", "#E69F00", "#7F7F7F", "#8C6D31", "#5E3C99", "#000000")
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

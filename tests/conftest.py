@@ -21,7 +21,8 @@ from tests.scenario import Scenario
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["GIT_PYTHON_REFRESH"] = "quiet"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
-os.environ["RAY_worker_niceness"] = "0"  # by default replicas give way to everything else there
+# Replicas do not give way to whatever else runs there.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
 
 
 @pytest.fixture(autouse=True)
