@@ -16,7 +16,7 @@ from governance.deployment_port import open_deployments
 from governance.deployment_records import DeploymentRecord
 from governance.errors import ConfigurationError
 from governance.terminal import answer_errors, console, json_option, print_json, uri_option
-from serve.config import ABTestConfig, ShadowConfig
+from serve.arm_config import ABTestConfig, ShadowConfig
 from serve.parsing import load_ab_test, parse_arms, parse_shadow
 from serve.results import as_results, results
 from serve.views import describe

@@ -12,9 +12,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from governance.deployment_records import DeploymentRecord, ServedVersion
+from governance.deployment_records import DeploymentRecord, Health, ServedVersion
 
-__all__ = ["ClusterPort", "Running", "VariantSpec", "VariantState", "application_of", "spec_of"]
+__all__ = [
+    "ClusterPort",
+    "Running",
+    "VariantSpec",
+    "VariantState",
+    "application_of",
+    "health_after",
+    "spec_of",
+]
 
 
 class Running(StrEnum):
@@ -106,6 +114,16 @@ class ClusterPort(Protocol):
 def application_of(record: DeploymentRecord, served: ServedVersion) -> str:
     """The application of a version in a deployment."""
     return f"{record.deploy_id[:12]}-v{served.version}"
+
+
+def health_after(before: Health, running: Running) -> Health:
+    """A deployment's health by how its stable does; what starts is not missed yet."""
+    if running is Running.RUNNING:
+        return Health.SERVING
+    gone = running is Running.ABSENT and before is not Health.STARTING
+    if gone or running in (Running.UNHEALTHY, Running.REFUSED):
+        return Health.UNHEALTHY
+    return before
 
 
 def spec_of(record: DeploymentRecord, served: ServedVersion) -> VariantSpec:

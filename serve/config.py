@@ -26,14 +26,10 @@ from pydantic import (
     model_validator,
 )
 
-from governance.arms import RESERVED_NAMES
-
 __all__ = [
     "DEFAULT_STEPS",
     "PROMQL",
-    "ABTestConfig",
     "Analysis",
-    "Arm",
     "CanaryConfig",
     "Direction",
     "ErrorAnalysis",
@@ -47,7 +43,8 @@ __all__ = [
     "OnTimeout",
     "OutputAnalysis",
     "OwnerMetric",
-    "ShadowConfig",
+    "Part",
+    "check_sum",
 ]
 
 DEFAULT_STEPS = (5.0, 25.0, 50.0, 100.0)
@@ -96,7 +93,7 @@ def _check_margin(margin: float | None, tolerance: float) -> None:
         )
 
 
-def _check_sum(weights: list[float], field: tuple[str | int, ...]) -> None:
+def check_sum(weights: list[float], field: tuple[str | int, ...]) -> None:
     total = sum(weights)
     if abs(total - 100) > 1e-6:
         listed = " + ".join(f"{weight:g}" for weight in weights)
@@ -147,11 +144,11 @@ AliasName = Annotated[str, AfterValidator(_alias)]
 StickyKey = Annotated[str, AfterValidator(_sticky)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class ErrorAnalysis(_Part):
+class ErrorAnalysis(Part):
     """The rate of failed requests, beside stable's.
 
     Attributes:
@@ -171,7 +168,7 @@ class ErrorAnalysis(_Part):
         return self
 
 
-class LatencyLimit(_Part):
+class LatencyLimit(Part):
     """At most ``ratio`` times stable's, plus ``plus_ms``.
 
     The limit is rounded up to the histogram's resolution of 1.1 %.
@@ -182,7 +179,7 @@ class LatencyLimit(_Part):
     weight: Weight = 1.0
 
 
-class LatencyAnalysis(_Part):
+class LatencyAnalysis(Part):
     """What of the latency is compared with stable's; null leaves it out.
 
     ``overall`` compares the whole distribution and finds a slowing of everything much sooner than
@@ -195,7 +192,7 @@ class LatencyAnalysis(_Part):
     p99: LatencyLimit | None = LatencyLimit(ratio=1.25)
 
 
-class OwnerMetric(_Part):
+class OwnerMetric(Part):
     """A metric of the model's owner.
 
     Attributes:
@@ -265,7 +262,7 @@ class OwnerMetric(_Part):
         return self
 
 
-class OutputAnalysis(_Part):
+class OutputAnalysis(Part):
     """The distribution of the answers over bins that are frozen when the rollout starts.
 
     Attributes:
@@ -281,7 +278,7 @@ class OutputAnalysis(_Part):
     weight: Weight = 1.0
 
 
-class Analysis(_Part):
+class Analysis(Part):
     """What is compared with stable; null leaves a part out."""
 
     errors: ErrorAnalysis | None = ErrorAnalysis()
@@ -308,7 +305,7 @@ class Analysis(_Part):
         return self
 
 
-class GuardRails(_Part):
+class GuardRails(Part):
     """Absolute limits, whatever stable does. Where stable breaks one too, nobody is rolled back."""
 
     max_error_rate: Fraction | None = None
@@ -318,19 +315,19 @@ class GuardRails(_Part):
     weight: Weight = 1.0
 
 
-class OnSuccess(_Part):
+class OnSuccess(Part):
     """``promote_alias``: the alias that the canary's version gets when all steps are passed."""
 
     promote_alias: AliasName | None = None
 
 
-class OnRollback(_Part):
+class OnRollback(Part):
     """``restore_alias``: the alias that goes back to stable's version."""
 
     restore_alias: AliasName | None = None
 
 
-class CanaryConfig(_Part):
+class CanaryConfig(Part):
     """How a canary is rolled out.
 
     Attributes:
@@ -395,7 +392,7 @@ class CanaryConfig(_Part):
                 raise MistakeError(
                     "weights are those of 'stable' and 'canary'", "state both", ("weights",)
                 )
-            _check_sum(list(self.weights.values()), ("weights",))
+            check_sum(list(self.weights.values()), ("weights",))
             if not self.weights["canary"]:
                 raise MistakeError(
                     "a canary without traffic shows nothing",
@@ -438,74 +435,3 @@ class CanaryConfig(_Part):
                 ("warmup_seconds",),
             )
         return self
-
-
-class Arm(_Part):
-    """One arm of an A/B test: a model version by URI, and its share in percent.
-
-    Attributes:
-        name: Unique in the test, and not that of a variant there is anyway.
-        model: The version, by URI.
-        weight: Percent.
-        timeout_seconds: Of one request at the arm; then stable answers it.
-        max_concurrency: Requests at the arm at a time; null: as many as its queue holds.
-    """
-
-    name: Name
-    model: Annotated[str, Field(pattern=r"^models:/\S+$")]
-    weight: Annotated[FiniteFloat, Field(gt=0, le=100)]
-    timeout_seconds: Annotated[FiniteFloat, Field(gt=0, le=3600)] = 60.0
-    max_concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
-
-
-class ABTestConfig(_Part):
-    """An experiment: fixed shares, assignments that are logged, no automatic decision.
-
-    Attributes:
-        name: What clients are dealt out by: the same name deals the same way.
-        arms: The first is the one that others are compared with.
-        sticky: Where the key is that keeps a client with its arm; who has none takes no part.
-    """
-
-    version: Literal[1] = 1
-    name: Name
-    arms: tuple[Arm, ...] = Field(min_length=2, max_length=20)
-    sticky: StickyKey
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> Self:
-        names = [arm.name for arm in self.arms]
-        for position, name in enumerate(names):
-            if name in RESERVED_NAMES:
-                raise MistakeError(
-                    f"an arm cannot be named {name!r}: a route has such a variant anyway",
-                    "rename it, as 'control'",
-                    ("arms", position, "name"),
-                )
-            if name in names[:position]:
-                raise MistakeError(
-                    f"two arms are named {name!r}",
-                    "rename one of them",
-                    ("arms", position, "name"),
-                )
-        _check_sum([arm.weight for arm in self.arms], ("arms",))
-        return self
-
-
-class ShadowConfig(_Part):
-    """Copies of requests to a version whose answers nobody sees.
-
-    Attributes:
-        model: The version, by URI.
-        percent: Part of the requests that is copied.
-        max_in_flight: Copies at a time; more are dropped and counted.
-        timeout_seconds: After which a copy is given up.
-        compare: Whether its answers are compared with stable's.
-    """
-
-    version: Literal[1] = 1
-    model: Annotated[str, Field(pattern=r"^models:/\S+$")]
-    percent: Percent = 100.0
-    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
-    timeout_seconds: Annotated[FiniteFloat, Field(gt=0, le=3600)] = 10.0
-    compare: bool = True

@@ -20,7 +20,14 @@ from governance.deployment_control import Alert, Progress, StoredDecision
 from governance.deployment_port import Look
 from governance.deployment_records import DeploymentRecord, Health
 from serve.beside import Change, after_look, applications, opened, specs
-from serve.cluster import Running, VariantSpec, VariantState, application_of, spec_of
+from serve.cluster import (
+    Running,
+    VariantSpec,
+    VariantState,
+    application_of,
+    health_after,
+    spec_of,
+)
 from serve.course import Course, Drain, Notice, OpenAction, first_revision, plan_of
 from serve.delta import Delta
 from serve.plan import Plan, Report
@@ -31,13 +38,12 @@ from serve.records import (
     Observation,
     Outcome,
     Phase,
-    RolloutDecision,
     Signal,
 )
 from serve.rollout import RolloutState, advance
 from serve.scaling import Scaler, sized
 from serve.series import followed
-from serve.signals import begun, heard
+from serve.signals import begun, heard, of_cluster, stored
 from serve.timing import Timing
 from serve.watch import Watch
 
@@ -200,7 +206,7 @@ class Holding:
             state, actions, decision = advance(rollout, held, at)
         self.course = self._after(state, actions, now, seen)
         if decision.changes:
-            self._decisions.append(_stored(state, decision))
+            self._decisions.append(stored(state, decision))
             for action in actions:
                 if action.kind is ActionKind.ALERT:
                     self.notice(action.id, action.text, now)
@@ -302,7 +308,7 @@ class Holding:
             return
         state, decision = begin
         self.course = replace(self.course, rollout=state, paused="")
-        self._decisions.append(_stored(state, decision))
+        self._decisions.append(stored(state, decision))
         self.notice(f"{record.rollout_id}/config", decision.explain(), now)
 
     def _settle(self, record: DeploymentRecord, now: int) -> None:
@@ -379,12 +385,7 @@ class Holding:
         record, before = self.record, self.health
         stable = states.get(application_of(record, record.stable))
         if stable is not None:
-            if stable.running is Running.RUNNING:
-                self.health = Health.SERVING
-            elif stable.running in (Running.UNHEALTHY, Running.REFUSED) or (
-                stable.running is Running.ABSENT and before is not Health.STARTING
-            ):
-                self.health = Health.UNHEALTHY
+            self.health = health_after(before, stable.running)
             if self.health is Health.UNHEALTHY and before is not Health.UNHEALTHY:
                 self.notice(
                     f"{record.deploy_id}/unhealthy/{now}",
@@ -397,25 +398,6 @@ class Holding:
                 words = f"Replicas of {name} wait: {state.lacking}"
                 self.notice(f"{name}/lacking/{state.lacking}", words, now)
         self.publish()
-
-    def _of_cluster(self, rollout: RolloutState, now: int) -> tuple[frozenset[Signal], str]:
-        if rollout.phase is Phase.PENDING:
-            return frozenset({Signal.START}), ""
-        state = self._canary_state()
-        if state is None:
-            return frozenset(), ""
-        verifying = rollout.phase is Phase.VERIFYING
-        if state.running is Running.REFUSED and verifying:
-            return frozenset({Signal.VERIFICATION_FAILED}), state.reason
-        if state.running in (Running.UNHEALTHY, Running.REFUSED):
-            return frozenset({Signal.CANARY_UNHEALTHY}), state.reason
-        if (
-            verifying
-            and state.running is Running.RUNNING
-            and self._presence.connected("canary", now)
-        ):
-            return frozenset({Signal.VERIFIED}), ""
-        return frozenset(), ""
 
     # -- decisions that are recorded first
 
@@ -430,7 +412,8 @@ class Holding:
         rollout = self.course.running
         if rollout is None:
             return None
-        signals, reason = self._of_cluster(rollout, now)
+        asked = self._presence.connected("canary", now)
+        signals, reason = of_cluster(rollout, self._canary_state(), asked=asked)
         self._ticks += 1
         standing, obstacles = self._standing() | signals, self._obstacles(now)
         seen = Observation(self._source, self._ticks, {}, standing, reason, obstacles)
@@ -439,7 +422,7 @@ class Holding:
             self._observe(seen, now)
             return None
         course = self._after(state, actions, now, seen)
-        decisions = (*self._decisions, _stored(state, decision))
+        decisions = (*self._decisions, stored(state, decision))
         return Step(course, self.progress(course, decisions, self.plan.revision + 1))
 
     def _open_beside(self, now: int, *, away: bool) -> None:
@@ -512,13 +495,3 @@ class Holding:
         self.course = replace(self.course, open=left)
         if trouble:
             self.notice(action.id, trouble, now)
-
-
-def _stored(state: RolloutState, decision: RolloutDecision) -> StoredDecision:
-    return StoredDecision(
-        state.id,
-        state.transitions,
-        decision.to_dict(),
-        ended=state.phase.terminal,
-        promoted=state.phase is Phase.PROMOTED,
-    )

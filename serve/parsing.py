@@ -23,12 +23,11 @@ from pydantic import BaseModel, ValidationError
 
 from governance.errors import ConfigurationError, PolicyError
 from governance.gates.document import Document, Path, dotted, parse_document
+from serve.arm_config import ABTestConfig, ShadowConfig
 from serve.config import (
     DEFAULT_STEPS,
-    ABTestConfig,
     CanaryConfig,
     MistakeError,
-    ShadowConfig,
 )
 
 __all__ = [

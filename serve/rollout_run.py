@@ -233,7 +233,7 @@ class _Run:
         canary = stable = 0
         for point in series.points:
             canary, stable = canary + point.canary.requests, stable + point.stable.requests
-            if point.at_ms <= self._until_ms:
+            if point.at_ms < self._until_ms:  # those of the last moment again: MLflow keeps one
                 continue
             found = {"requests/canary": float(canary), "requests/stable": float(stable)}
             found |= _metrics(series, point)

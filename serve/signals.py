@@ -11,14 +11,15 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from governance.deployment_control import AskedSignal
+from governance.deployment_control import AskedSignal, StoredDecision
 from governance.deployment_records import DeploymentRecord, SignalKind
+from serve.cluster import Running, VariantState
 from serve.config import CanaryConfig
 from serve.course import Course
 from serve.records import Observation, Outcome, Phase, RolloutDecision, Signal
 from serve.rollout import RolloutState
 
-__all__ = ["begun", "heard"]
+__all__ = ["begun", "heard", "of_cluster", "stored"]
 
 _SIGNALS = {
     SignalKind.ABORT: Signal.ABORT,
@@ -82,3 +83,38 @@ def _with_needed_samples(config: CanaryConfig) -> CanaryConfig:
         outputs = outputs.model_copy(update=needed)
     parts = {"metrics": metrics, "outputs": outputs}
     return config.model_copy(update={"analysis": analysis.model_copy(update=parts)})
+
+
+def of_cluster(
+    rollout: RolloutState, canary: VariantState | None, *, asked: bool
+) -> tuple[frozenset[Signal], str]:
+    """What the rollout is told of its canary's replicas, and why.
+
+    Args:
+        rollout: The rollout that runs.
+        canary: How its canary does; None: the cluster has not said.
+        asked: Whether all gateways can ask the canary.
+    """
+    if rollout.phase is Phase.PENDING:
+        return frozenset({Signal.START}), ""
+    if canary is None:
+        return frozenset(), ""
+    verifying = rollout.phase is Phase.VERIFYING
+    if canary.running is Running.REFUSED and verifying:
+        return frozenset({Signal.VERIFICATION_FAILED}), canary.reason
+    if canary.running in (Running.UNHEALTHY, Running.REFUSED):
+        return frozenset({Signal.CANARY_UNHEALTHY}), canary.reason
+    if verifying and canary.running is Running.RUNNING and asked:
+        return frozenset({Signal.VERIFIED}), ""
+    return frozenset(), ""
+
+
+def stored(state: RolloutState, decision: RolloutDecision) -> StoredDecision:
+    """A decision as the database keeps it."""
+    return StoredDecision(
+        state.id,
+        state.transitions,
+        decision.to_dict(),
+        ended=state.phase.terminal,
+        promoted=state.phase is Phase.PROMOTED,
+    )

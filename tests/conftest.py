@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 import requests
 
@@ -23,6 +24,10 @@ os.environ["GIT_PYTHON_REFRESH"] = "quiet"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "2"
 # Replicas do not give way to whatever else runs there.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
+
+# How long an example takes says how busy the machine is, and nothing about what is tested.
+hypothesis.settings.register_profile("chancery", deadline=None)
+hypothesis.settings.load_profile("chancery")
 
 
 @pytest.fixture(autouse=True)

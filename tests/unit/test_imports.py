@@ -29,8 +29,8 @@ FORBIDDEN = {
 
 PURE = {
     "serve": {
-        "bets", "config", "coverage", "delta", "evidence", "judge", "parsing", "records", "rollout",
-        "split", "wealth",
+        "arm_config", "bets", "config", "coverage", "delta", "evidence", "judge", "parsing",
+        "records", "rollout", "split", "wealth",
     },
 }  # fmt: skip
 """Modules that decide: they import the standard library, pydantic, governance and each other."""

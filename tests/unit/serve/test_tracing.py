@@ -21,7 +21,7 @@ from governance.errors import ConfigurationError
 from serve.frames import Raw, Traced, pack_requests, unpack_answers, unpack_requests
 from serve.gateway import GatewaySpec, Listener
 from serve.lanes import Carrier, RemoteLane
-from serve.plan import About, Plan, Report, VariantPlan
+from serve.plan import About, Plan, Report, ShadowPlan, VariantPlan
 from serve.replica import ModelThread
 from serve.scoring import Identity
 from serve.socket_lane import FrameError, Hello, private_folder
@@ -244,7 +244,7 @@ def test_stable_asked_again_is_a_second_child(deployed: Deployed) -> None:
 
 
 def test_a_shadow_is_a_trace_of_its_own_that_is_linked(deployed: Deployed) -> None:
-    deployed.follow(plan(0, 3, shadows=("canary",)))
+    deployed.follow(plan(0, 3, shadows=(ShadowPlan("canary"),)))
     deployed.ask(**SAMPLED)
     spans = deployed.spans(6)
     gateway, shadow = spans["gateway"], spans["shadow"]
