@@ -21,7 +21,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["create_database", "free_port", "mlflow_server", "postgres", "private_home", "progress"]
+__all__ = [
+    "Postgres",
+    "create_database",
+    "free_port",
+    "mlflow_server",
+    "postgres",
+    "private_home",
+    "progress",
+]
 
 
 def progress(text: str) -> None:
@@ -62,45 +70,75 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def postgres() -> Iterator[str]:
-    """A PostgreSQL with its defaults (fsync on); the URI without a database name.
+class Postgres:
+    """A PostgreSQL of our own with its defaults (fsync on); may be stopped and started again.
 
-    The tests start theirs with it too.
+    Attributes:
+        address: Its URI without a database name.
     """
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    if not found:
-        raise SystemExit("PostgreSQL is not installed; run `make system`, or use --skip-postgresql")
-    binaries = found[-1].parent
-    folder = Path(tempfile.mkdtemp(prefix="chancery-bench-pg-", dir="/tmp"))
-    options: dict[str, Any] = {"cwd": folder}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        account = pwd.getpwnam("postgres")
-        os.chown(folder, account.pw_uid, account.pw_gid)
-        options |= {"user": account.pw_uid, "group": account.pw_gid}
-    process: subprocess.Popen[bytes] | None = None
-    try:
-        data, port = folder / "data", free_port()
-        subprocess.run(
-            [binaries / "initdb", "-D", data, "-U", "chancery", "--auth=trust", "--no-sync"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            **options,
-        )
-        command = [binaries / "postgres", "-D", data, "-p", str(port), "-k", folder]
+
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+        if not found:
+            raise SystemExit(
+                "PostgreSQL is not installed; run `make system`, or use --skip-postgresql"
+            )
+        self._binaries = found[-1].parent
+        self._folder = Path(tempfile.mkdtemp(prefix="chancery-bench-pg-", dir="/tmp"))
+        self._options: dict[str, Any] = {"cwd": self._folder}
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            account = pwd.getpwnam("postgres")
+            os.chown(self._folder, account.pw_uid, account.pw_gid)
+            self._options |= {"user": account.pw_uid, "group": account.pw_gid}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = free_port()
+        self.address = f"postgresql+psycopg://chancery@127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Have it answer, with what it held before; does nothing where it does."""
+        if self._process is not None:
+            return
+        data = self._folder / "data"
+        if not data.exists():
+            subprocess.run(
+                [self._binaries / "initdb", "-D", data, "-U", "chancery", "--auth=trust",
+                 "--no-sync"],
+                check=True, stdout=subprocess.DEVNULL, **self._options,
+            )  # fmt: skip
+        command = [self._binaries / "postgres", "-D", data, "-p", str(self._port)]
+        command += ["-k", self._folder]
         for setting in ("listen_addresses=127.0.0.1", "max_connections=400"):
             command += ["-c", setting]
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self._options
         )
-        ready = [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
-        _wait(process, lambda: not subprocess.run(ready, stdout=subprocess.DEVNULL).returncode)
-        yield f"postgresql+psycopg://chancery@127.0.0.1:{port}"
+        ready = [self._binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(self._port)]
+        _wait(
+            self._process, lambda: not subprocess.run(ready, stdout=subprocess.DEVNULL).returncode
+        )
+
+    def stop(self) -> None:
+        """End it, and every connection to it."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(60)
+            self._process = None
+
+    def remove(self) -> None:
+        """End it for good."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A PostgreSQL that answers; its URI without a database name."""
+    database = Postgres()
+    try:
+        database.start()
+        yield database.address
     finally:
-        if process is not None:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+        database.remove()
 
 
 def create_database(server: str, name: str) -> str:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import requests
 
-from benchmarks.surroundings import free_port, postgres
+from benchmarks.surroundings import Postgres, free_port
 from tests.scenario import Scenario
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -68,51 +69,61 @@ class Server:
 StartServer = Callable[..., Server]
 
 
+def launch_server(
+    folder: Path,
+    store: str,
+    *,
+    workers: int = 1,  # each costs seconds to start
+    environment: dict[str, str] | None = None,
+    app: str | None = "governance",
+    port: int | None = None,
+) -> Server:
+    """Start a server and wait until it answers; whoever asks for it stops it."""
+    port = port or free_port()
+    log = folder / f"server-{port}.log"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store,
+        "--artifacts-destination", str(folder / "artifacts"),
+        "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers),
+    ]  # fmt: skip
+    if app:
+        command += ["--app-name", app]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                **(environment or {}),
+            },
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=folder,
+        )
+    server = Server(f"http://127.0.0.1:{port}", store, process, log)
+    try:
+        _wait_until_ready(server)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
 @contextmanager
 def servers(folder: Path, template: Path) -> Iterator[StartServer]:
     """Start governed servers in the folder; all are stopped at the end."""
     running: list[Server] = []
     here = folder
 
-    def start(
-        store: str | None = None,
-        *,
-        workers: int = 1,  # each costs seconds to start
-        environment: dict[str, str] | None = None,
-        app: str | None = "governance",
-        folder: Path | None = None,
-        port: int | None = None,
-    ) -> Server:
+    def start(store: str | None = None, *, folder: Path | None = None, **options: Any) -> Server:
         folder = folder or here
-        if store is None and not (folder / "mlflow.db").exists():
-            shutil.copyfile(template, folder / "mlflow.db")
-        store = store or f"governed+sqlite:///{folder}/mlflow.db"
-        port = port or free_port()
-        log = folder / f"server-{port}.log"
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store,
-            "--artifacts-destination", str(folder / "artifacts"),
-            "--host", "127.0.0.1", "--port", str(port), "--workers", str(workers),
-        ]  # fmt: skip
-        if app:
-            command += ["--app-name", app]
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command,
-                env={
-                    **os.environ,
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                    **(environment or {}),
-                },
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=folder,
-            )
-        server = Server(f"http://127.0.0.1:{port}", store, process, log)
-        running.append(server)
-        _wait_until_ready(server)
-        return server
+        if store is None:
+            if not (folder / "mlflow.db").exists():
+                shutil.copyfile(template, folder / "mlflow.db")
+            store = f"governed+sqlite:///{folder}/mlflow.db"
+        running.append(launch_server(folder, store, **options))
+        return running[-1]
 
     try:
         yield start
@@ -139,15 +150,24 @@ def _wait_until_ready(server: Server) -> None:
         except requests.RequestException:
             pass
         time.sleep(0.2)
-    server.stop()
     pytest.fail(f"the server was not ready in time:\n{server.log.read_text()[-4000:]}")
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A PostgreSQL of our own; its address without a database name."""
-    with postgres() as address:
-        yield address
+def postgres_process() -> Iterator[Postgres]:
+    """A PostgreSQL of our own. Who stops it starts it again."""
+    database = Postgres()
+    try:
+        database.start()
+        yield database
+    finally:
+        database.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_process: Postgres) -> str:
+    """The address of a PostgreSQL, without a database name."""
+    return postgres_process.address
 
 
 @pytest.fixture(scope="session")
@@ -166,25 +186,35 @@ def postgres_template(postgres_server: str) -> str:
 @pytest.fixture
 def postgres_uri(postgres_server: str, postgres_template: str) -> Iterator[str]:
     """A database of its own, with MLflow's tables and nothing in them."""
+    with fresh_database(postgres_server, postgres_template) as uri:
+        yield uri
+
+
+@contextmanager
+def fresh_database(server: str, template: str) -> Iterator[str]:
+    """A copy of the template; afterwards nobody of this process holds on to it."""
     import psycopg
 
     from mlflow_plugins.governor import Governor
 
     name = f"t{os.getpid()}_{time.monotonic_ns()}"
-    uri = f"{postgres_server}/{name}"
-    with psycopg.connect(
-        postgres_server.replace("+psycopg", "") + "/postgres", autocommit=True
-    ) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE {postgres_template}')
+    uri = f"{server}/{name}"
+    address = server.replace("+psycopg", "") + "/postgres"
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE {template}')
+    try:
         yield uri
+    finally:
         for key, governor in list(Governor._instances.items()):
             if governor.uri == uri:
                 governor.ledger.close()
                 del Governor._instances[key]
         # Pools of this process keep connections for good, and the server has only so many.
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
-        )
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                (name,),
+            )
 
 
 def make_mlflow_tables(uri: str) -> None:
