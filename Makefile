@@ -31,7 +31,7 @@ unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit tests/golden
 
 integration: $(STAMP) system
-	$(BIN)/python -m pytest tests/integration tests/interop tests/chaos
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/integration tests/interop tests/chaos
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

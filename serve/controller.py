@@ -317,6 +317,7 @@ class Controller:
                 held.adopt(states, now)
             held.scale(now)
             wanted, sleeping = held.wanted(), asleep(held.course)
+        left = {drain.application: drain for drain in held.course.drains}
         states.clear()
         for name in sleeping - self._asleep:
             if self._due(name, now) and self._try(
@@ -336,6 +337,15 @@ class Controller:
             if name in self._started and _gone(states.get(name)):
                 del self._started[name]  # somebody took it down: it is wanted all the same
                 self._due_ms[name] = now + self._timing.again
+            if name in left and name in states:  # it is wanted again
+                if _broken(states[name]):
+                    # A rollout before broke it; this one gets replicas of its own.
+                    del states[name]
+                    if not self._try(f"stop {name}", partial(self._cluster.stop, name)):
+                        continue
+                    self._started.pop(name, None)
+                with self._lock:
+                    held.drained(left[name])
         with self._lock:
             held.see(states, now)
 
@@ -354,8 +364,8 @@ class Controller:
                 if not self._try(f"stop {name}", partial(self._cluster.stop, name)):
                     continue
                 self._started.pop(name, None)
-            with self._lock:
-                held.drained(drain)
+                with self._lock:
+                    held.drained(drain)
 
     def _set_alias(self, held: Holding, action: OpenAction, now: int) -> None:
         name = held.record.model_name
@@ -393,3 +403,7 @@ class Controller:
 
 def _gone(state: VariantState | None) -> bool:
     return state is not None and state.running is Running.ABSENT
+
+
+def _broken(state: VariantState) -> bool:
+    return state.running in (Running.UNHEALTHY, Running.REFUSED)

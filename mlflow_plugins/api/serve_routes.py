@@ -105,6 +105,12 @@ class ScaleBody(CheckedBody):
     gateway_cpus: Annotated[Amount | None, Field(alias="gatewayCpus")] = None
     gateway_pool: Annotated[Text | None, Field(alias="gatewayPool")] = None
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self == ScaleBody.model_construct():
+            raise ValueError("it is not said what changes")
+        return self
+
     def amounts(self) -> dict[str, str]:
         """What is said of the gateways."""
         said = {

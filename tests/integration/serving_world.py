@@ -183,6 +183,7 @@ class World:
 
     def wait_for_canary(self, timeout_s: float = 120.0) -> None:
         def both() -> bool:
+            assert self.record.canary is not None, self.explanation
             asked = [self.ask()[2].get("x-chancery-variant") for _ in range(24)]
             return min(asked.count("stable"), asked.count("canary")) >= 4
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from governance.cli import main
-from governance.errors import PromotionDeniedError, RefusedError
+from governance.errors import MalformedRequestError, PromotionDeniedError
 from governance.signing.keys import create_key
 from tests.conftest import StartServer
 from tests.integration.copies import apply_policy
@@ -191,7 +191,7 @@ def test_a_server_s_refusals_keep_their_kind(
     with pytest.raises(PromotionDeniedError) as raised:
         scenario.request(1, "prod")
     assert any(not c.met for c in raised.value.decision.conditions)
-    with pytest.raises(RefusedError, match=r"reason: .*at least 3"):
+    with pytest.raises(MalformedRequestError, match=r"reason: .*at least 3"):
         scenario.backend.revoke("fraud", 1, "x")
     unsigned = answered(chancery("revoke", model, "--reason", "biased", "--json"), 1)
     assert unsigned["error"] == "REFUSED"

@@ -19,8 +19,6 @@ import requests
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
-pytest.importorskip("ray", reason="the serving extra is not installed")
-
 from benchmarks.surroundings import free_port
 from governance.deployment_port import open_deployments
 from tests.conftest import Server, StartServer

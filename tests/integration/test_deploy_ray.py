@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-
-pytest.importorskip("ray", reason="the serving extra is not installed")
 import ray
+from click.testing import CliRunner
 
 from benchmarks.surroundings import free_port
 from governance.cli import main

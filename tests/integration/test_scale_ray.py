@@ -19,12 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pytest
-from click.testing import CliRunner
-
-pytest.importorskip("ray", reason="the serving extra is not installed")
 import psycopg
+import pytest
 import ray
+from click.testing import CliRunner
 
 from benchmarks.surroundings import free_port
 from governance.cli import main

@@ -484,16 +484,6 @@ def test_a_shadow_neither_delays_nor_changes_an_answer(fleet: Fleet, mood: str) 
     wait_for(lambda: len(fleet.pids("canary-4")) == 1)
 
 
-def test_gateways_that_are_told_to_end_finish_what_they_have(cluster: Fleet) -> None:
-    """The last test: afterwards nobody listens."""
-    with cluster.load(CLIENTS) as load:
-        time.sleep(0.3)
-        serve.delete("gateway")
-    assert set(load.statuses) == {200}
-    assert load.lost > 0
-    assert not cluster.pids("gateway")
-
-
 def test_a_sampled_request_is_traced_through_gateway_and_replica(fleet: Fleet) -> None:
     trace, above = f"{0xFADE:032x}", f"{0xCAFE:016x}"
     headers = {**HEADERS, "x-request-id": "r-17"}
@@ -513,3 +503,13 @@ def test_a_sampled_request_is_traced_through_gateway_and_replica(fleet: Fleet) -
     assert gateway.attributes["chancery.signer"] == "alice"
     assert predict.attributes["chancery.pid"] in fleet.pids("stable-3")
     assert {span.trace for span in fleet.collector.spans} == {trace}, "others are not traced"
+
+
+def test_gateways_that_are_told_to_end_finish_what_they_have(cluster: Fleet) -> None:
+    """The last test: afterwards nobody listens."""
+    with cluster.load(CLIENTS) as load:
+        time.sleep(0.3)
+        serve.delete("gateway")
+    assert set(load.statuses) == {200}
+    assert load.lost > 0
+    assert not cluster.pids("gateway")

@@ -211,7 +211,7 @@ class Cluster:
         self.stopped: list[str] = []
         self.starts: list[VariantSpec] = []
         self.opened = self.closed = 0
-        self.broken = False
+        self.broken = self.unstoppable = False
 
     def _works(self) -> None:
         if self.broken:
@@ -237,8 +237,11 @@ class Cluster:
 
     def stop(self, application: str) -> None:
         self._works()
+        if self.unstoppable:
+            raise ConnectionError("it goes on")
         self.stopped.append(application)
         self.running.pop(application, None)
+        self.states.pop(application, None)
 
     def close(self, record: DeploymentRecord) -> None:
         self._works()

@@ -123,6 +123,29 @@ def test_a_canary_that_dies_is_rolled_back(world: World) -> None:
     assert world.phase is Phase.ROLLED_BACK
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_what_a_rollout_broke_is_not_blamed_on_the_next_of_the_same_version(
+    world: World, away: bool
+) -> None:
+    to_first_step(world)
+    world.cluster.states[world.app(2)] = VariantState(Running.UNHEALTHY, "killed")
+    world.pass_(0.5)
+    assert world.phase is Phase.ROLLED_BACK
+    world.begin()  # while what is left of the first is still taken down
+    if away:
+        world.cluster.unstoppable = True
+        world.pass_(3)
+        assert world.phase is Phase.VERIFYING
+        world.cluster.unstoppable = False
+    world.pass_(3)
+    assert world.phase is Phase.CANARY
+    assert world.cluster.stopped.count(world.app(2)) == 1
+    assert world.cluster.starts[-1].application == world.app(2)
+    world.cluster.states[world.app(2)] = VariantState(Running.UNHEALTHY, "killed")
+    world.pass_(0.5)
+    assert world.phase is Phase.ROLLED_BACK
+
+
 def test_a_sick_stable_does_not_blame_the_canary(world: World) -> None:
     to_first_step(world)
     world.cluster.states[world.stable_app] = VariantState(Running.UNHEALTHY, "killed")

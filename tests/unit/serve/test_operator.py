@@ -174,7 +174,6 @@ def test_what_time_does_not_heal_ends_it(scene: Scene) -> None:
 def test_a_cluster_that_is_not_there_is_told_by_the_process(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray", reason="the serving extra is not installed")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     uri = f"governed+sqlite:///{tmp_path}/mlflow.db"
     launching = LaunchProcess(uri, "localhost:1")
