@@ -50,7 +50,10 @@ ERRORS = {"latency": None}
 
 
 @pytest.fixture(scope="module")
-def running(postgres_process: Postgres, postgres_template: str) -> Iterator[World]:
+def running(
+    postgres_process: Postgres, postgres_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    tmp_path_factory.getbasetemp()  # before the world has a folder for temporary files
     with (
         fresh_database(postgres_process.address, postgres_template) as uri,
         running_world(postgres_process, f"governed+{uri}") as world,
@@ -98,7 +101,7 @@ def test_a_canary_that_is_a_fifth_slower_is_rolled_back_and_an_equal_one_is_not(
 ) -> None:
     world.roll_out()
     world.mood("canary", f"slow {1.2 * BASE_S}")
-    needed = _until_rolled_back(world, 120)
+    needed = _until_rolled_back(world, 240)
     assert world.outcomes[-1] == "rolled_back"
     assert "latency." in world.explanation
     world.mood("canary", "good")
