@@ -40,7 +40,7 @@ from governance.errors import (
     VerificationError,
 )
 from serve.cluster import ClusterPort, Running, VariantSpec, VariantState
-from serve.course import Course, OpenAction
+from serve.course import Course, Drain, OpenAction
 from serve.holding import Holding, Step, Timing
 from serve.plan import Plan, Report
 from serve.polling import Poller, asking_of
@@ -328,6 +328,8 @@ class Controller:
                 del self._due_ms[name]
         self._asleep &= sleeping
         for name, spec in wanted.items():
+            if name in left and not self._goes_on(held, left[name]):
+                continue
             start = partial(self._cluster.start, spec)
             changed = self._started.get(name) != spec
             if changed and self._due(name, now) and self._try(f"start {name}", start):
@@ -337,17 +339,31 @@ class Controller:
             if name in self._started and _gone(states.get(name)):
                 del self._started[name]  # somebody took it down: it is wanted all the same
                 self._due_ms[name] = now + self._timing.again
-            if name in left and name in states:  # it is wanted again
-                if _broken(states[name]):
-                    # A rollout before broke it; this one gets replicas of its own.
-                    del states[name]
-                    if not self._try(f"stop {name}", partial(self._cluster.stop, name)):
-                        continue
-                    self._started.pop(name, None)
-                with self._lock:
-                    held.drained(left[name])
         with self._lock:
             held.see(states, now)
+
+    def _goes_on(self, held: Holding, drain: Drain) -> bool:
+        """Whether what was to be taken down is no longer in the way of what is wanted again.
+
+        What a failed rollout left may be broken, even if nobody noticed yet, and the next would be
+        blamed for it: that one gets replicas of its own. An arm or the stable before goes on.
+        """
+        name, found = drain.application, list[VariantState]()
+
+        def ask() -> None:
+            found.append(self._cluster.state(name))
+
+        if not self._try(f"ask after {name}", ask):
+            return False
+        (state,) = found
+        gone = state.running is Running.ABSENT and not state.answering
+        if (drain.failed or _broken(state)) and not gone:
+            self._try(f"stop {name}", partial(self._cluster.stop, name))
+            self._started.pop(name, None)
+            return False
+        with self._lock:
+            held.drained(drain)
+        return True
 
     def _act(self, held: Holding, now: int) -> None:
         """Aliases that are to be set, applications that are to be taken down."""

@@ -49,10 +49,17 @@ class OpenAction:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """An application that is taken down when what it is at has had its time."""
+    """An application that is taken down when what it is at has had its time.
+
+    Attributes:
+        application: Its name.
+        due_ms: Since the epoch.
+        failed: A rollout that was not promoted left it: whoever wants it again starts it afresh.
+    """
 
     application: str
     due_ms: int
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,11 @@ class Course:
                     {"id": a.id, "kind": a.kind.value, "alias": a.alias, "version": a.version}
                     for a in self.open
                 ],
-                "drains": [{"application": d.application, "dueMs": d.due_ms} for d in self.drains],
+                "drains": [
+                    {"application": d.application, "dueMs": d.due_ms}
+                    | ({"failed": True} if d.failed else {})
+                    for d in self.drains
+                ],
                 "paused": self.paused,
                 "closed": self.closed,
                 "heard": self.heard,
@@ -146,7 +157,10 @@ class Course:
                     OpenAction(a["id"], ActionKind(a["kind"]), a["alias"], a["version"])
                     for a in document["open"]
                 ),
-                drains=tuple(Drain(d["application"], d["dueMs"]) for d in document["drains"]),
+                drains=tuple(
+                    Drain(d["application"], d["dueMs"], d.get("failed", False))
+                    for d in document["drains"]
+                ),
                 paused=document["paused"],
                 closed=document["closed"],
                 heard=document["heard"],

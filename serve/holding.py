@@ -226,7 +226,8 @@ class Holding:
                 opened.append(OpenAction(action.id, action.kind, action.alias, version.version))
             elif action.kind is ActionKind.DRAIN:
                 due = now + self._timing.drain
-                drains.append(Drain(application_of(self.record, version), due))
+                failed = state.phase is not Phase.PROMOTED
+                drains.append(Drain(application_of(self.record, version), due, failed))
         return replace(
             self.course,
             rollout=state,

@@ -228,8 +228,8 @@ def _state(found: Any) -> VariantState:
     reason = _short(told)
     if status in ("UNHEALTHY", "DEPLOY_FAILED"):
         return VariantState(Running.UNHEALTHY, reason, replicas, answering)
-    if status == "DELETING":
-        return VariantState(Running.ABSENT)
+    if status == "DELETING":  # some may answer until Ray comes to them
+        return VariantState(Running.ABSENT, "", replicas, answering)
     if status == "RUNNING" or answering:  # while it changes, the replicas before answer
         return VariantState(Running.RUNNING, "", replicas, answering)
     return VariantState(Running.STARTING, reason, replicas, answering)

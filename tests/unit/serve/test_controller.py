@@ -123,14 +123,17 @@ def test_a_canary_that_dies_is_rolled_back(world: World) -> None:
     assert world.phase is Phase.ROLLED_BACK
 
 
+@pytest.mark.parametrize("noticed", [False, True])
 @pytest.mark.parametrize("away", [False, True])
 def test_what_a_rollout_broke_is_not_blamed_on_the_next_of_the_same_version(
-    world: World, away: bool
+    world: World, away: bool, noticed: bool
 ) -> None:
     to_first_step(world)
     world.cluster.states[world.app(2)] = VariantState(Running.UNHEALTHY, "killed")
     world.pass_(0.5)
     assert world.phase is Phase.ROLLED_BACK
+    if not noticed:  # the cluster takes its time to see what is dead
+        world.cluster.states[world.app(2)] = VariantState(Running.RUNNING, "", 1, 1)
     world.begin()  # while what is left of the first is still taken down
     if away:
         world.cluster.unstoppable = True
