@@ -222,8 +222,21 @@ class Fleet:
         return {name: count for name, count in found.items() if count}
 
     def settled(self) -> None:
-        """What happened until now is reported."""
-        time.sleep(0.7)
+        """What happened until now is reported: it is in each gateway's second report from now."""
+        gateways, before = len(self.pids("gateway")), self._sequences()
+
+        def told() -> bool:
+            now = self._sequences()
+            return sum(now[name] >= before.get(name, -1) + 2 for name in now) >= gateways
+
+        wait_for(told)
+
+    def _sequences(self) -> dict[str, int]:
+        """The number of each gateway's latest report."""
+        latest: dict[str, int] = {}
+        for report in self.reports():
+            latest[report.source] = max(report.sequence, latest.get(report.source, -1))
+        return latest
 
     def lanes(self, variant: str = "stable") -> list[int]:
         """Live lanes by gateway, from the latest report of each that still reports."""
@@ -237,7 +250,7 @@ class Fleet:
     # -- requests
 
     @contextmanager
-    def connection(self, timeout_s: float = 15.0) -> Iterator[http.client.HTTPConnection]:
+    def connection(self, timeout_s: float = 60.0) -> Iterator[http.client.HTTPConnection]:
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             yield client
@@ -317,7 +330,7 @@ class Fleet:
         os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 40.0) -> None:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -31,6 +31,7 @@ from serve.course import Course
 from serve.ray_cluster import NAMESPACE, actor_name
 from tests.scenario import Scenario
 
+pytestmark = pytest.mark.timeout(1800)
 BODY = json.dumps({"inputs": [[1.0, 2.0]]}).encode()
 PASSWORD = "pa55-that-nobody-sees"
 
@@ -62,7 +63,7 @@ def cluster() -> Iterator[Path]:
             ray.shutdown()
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120.0) -> None:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
