@@ -30,13 +30,13 @@ test: unit integration
 unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit tests/golden
 
-# Clusters come one after the other, alone: two at a time take each other's processor and addresses.
-CLUSTERS := $(wildcard tests/integration/test_*_ray.py) tests/integration/test_deploy_operator.py
+# Where speed is tested, nothing else runs.
+ALONE := tests/integration/test_faults_ray.py
 
 integration: $(STAMP) system
+	$(BIN)/python -m pytest $(ALONE)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/integration tests/interop \
-		tests/chaos $(CLUSTERS:%=--ignore=%)
-	$(BIN)/python -m pytest --durations=25 $(CLUSTERS)
+		tests/chaos $(ALONE:%=--ignore=%)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

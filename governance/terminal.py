@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from functools import wraps
-from typing import Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 import click
 from rich.console import Console
@@ -19,6 +21,7 @@ __all__ = [
     "answer_errors",
     "console",
     "errors_console",
+    "json_alone",
     "json_option",
     "optional_uri_option",
     "print_json",
@@ -86,9 +89,23 @@ optional_uri_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+_json_out: ContextVar[IO[str] | None] = ContextVar("json_out", default=None)
+
+
+@contextmanager
+def json_alone() -> Iterator[None]:
+    """Standard output is ``print_json``'s alone; what libraries print goes to standard error."""
+    token = _json_out.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_out.reset(token)
+
+
 def print_json(document: Any) -> None:
     """The one JSON document on standard output."""
-    click.echo(json.dumps(document, indent=2, sort_keys=True))
+    click.echo(json.dumps(document, indent=2, sort_keys=True), file=_json_out.get())
 
 
 def settings_of(uri: str) -> Settings:

@@ -61,7 +61,7 @@ class Server:
             return
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            self.process.wait(20)
+            self.process.wait(120)  # it may have much to write
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -140,7 +140,7 @@ def start_server(tmp_path: Path, sqlite_template: Path) -> Iterator[StartServer]
 
 
 def _wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             pytest.fail(f"the server ended at its start:\n{server.log.read_text()[-4000:]}")

@@ -232,7 +232,7 @@ def test_answers_and_owners_metrics_decide(
         begin("  outputs: {tolerance: 0.1}\n")
         wait_for(rolled_back, "the shifted answers are found")
         assert "Strongest: outputs: in the bins that the canary favours" in why()
-        assert "Answers by bin, where they differ most: 0: " in why()
+        assert "Answers by bin, where they differ most: " in why()
 
         begin(f"  metrics:\n{metric('first')}")
         wait_for(rolled_back, "the metric finds it")

@@ -78,6 +78,7 @@ class Route:
         self.deploy_id = deployed["deployId"]
         self.port = deployed["port"]
         self.statuses: Counter[int] = Counter()
+        self.refusals: set[bytes] = set()
         self.lost = 0
         self._ended = threading.Event()
 
@@ -86,7 +87,9 @@ class Route:
         try:
             connection.request("POST", "/invocations", BODY, {"content-type": "application/json"})
             answer = connection.getresponse()
-            answer.read()
+            body = answer.read()
+            if answer.status != 200:
+                self.refusals.add(body)
             return answer.status
         finally:
             connection.close()
@@ -172,7 +175,8 @@ def test_replicas_follow_demand_down_to_none_and_nothing_is_lost(
 
     wait_for(lambda: not route.replicas(), "it sleeps")
     with ThreadPoolExecutor(20) as clients:
-        assert set(clients.map(lambda _: route.ask(), range(20))) == {200}, "held, and answered"
+        told = set(clients.map(lambda _: route.ask(), range(20)))
+    assert told == {200}, f"not held, or not answered: {route.refusals}"
     assert len(route.replicas()) >= 1
     wait_for(lambda: not route.replicas(), "it sleeps again")
     chancery("warm", "fraud")
