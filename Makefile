@@ -30,8 +30,8 @@ test: unit integration
 unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit tests/golden
 
-# Where speed is tested, nothing else runs.
-ALONE := tests/integration/test_faults_ray.py
+# Where speed is tested, or demand followed, nothing else runs.
+ALONE := tests/integration/test_faults_ray.py tests/integration/test_scale_ray.py
 
 integration: $(STAMP) system
 	$(BIN)/python -m pytest $(ALONE)
