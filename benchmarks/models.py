@@ -128,6 +128,7 @@ def _mlp_options() -> dict[str, Any]:
         "pytorch_model": model,
         "signature": infer_signature(values, found),
         "pip_requirements": ["torch"],
+        "serialization_format": "pickle",  # an exported graph may have its number of rows fixed
     }
 
 

@@ -412,7 +412,7 @@ def main() -> None:
         options.rounds or (2 if options.quick else 7),
         options.seconds or (1.5 if options.quick else 5.0),
         clients=tuple(int(count) for count in options.clients.split(",")),
-        venv=options.mlserver_venv,
+        venv=options.mlserver_venv and options.mlserver_venv.resolve(),
     )
     began, report = time.time(), Report()
     head: dict[str, Any] = {
