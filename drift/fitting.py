@@ -23,63 +23,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drift.bins import Bins, fit_bins, one_dimensional, smoothed
+from drift.bins import Bins, fit_bins, smoothed
 from drift.embedding import Embedding
 from drift.profile import Calibration, Column, DriftProfile, Pii, Role
 from drift.psi import psi
 from drift.rules import Rules
 from drift.sequential import DirichletBets
+from drift.tables import Table, columns_of, one_dimensional
 from governance.errors import MalformedRequestError
 
-__all__ = ["Table", "columns_of", "fit_profile"]
+__all__ = ["fit_profile"]
 
 _MOST_WINDOWS = 100
-
-Table = Any
-"""A mapping of names to arrays (n,), a data frame, a structured array, or a matrix (n, d)."""
-
-
-def columns_of(table: Table, what: str = "rows") -> dict[str, Any]:
-    """The columns of a table by name, as they are; a matrix's are named ``0``, ``1``, ….
-
-    Raises:
-        MalformedRequestError: two columns of one name, or not a table.
-    """
-    if table is None:
-        return {}
-    if isinstance(table, Mapping):
-        names, columns = list(table), list(table.values())
-    elif isinstance(table, np.ndarray):
-        if table.dtype.names is not None:
-            names = list(table.dtype.names)
-            columns = [table[name] for name in names]
-        elif table.ndim == 2:
-            names, columns = list(range(table.shape[1])), list(table.T)
-        else:
-            raise _no_table(table, what)
-    elif hasattr(table, "columns") and hasattr(table, "iloc"):
-        names = list(table.columns)
-        columns = [table.iloc[:, place] for place in range(len(names))]  # also of equal names
-    else:
-        raise _no_table(table, what)
-    texts = list(map(str, names))
-    if len(set(texts)) != len(texts):
-        twice = sorted({name for name in texts if texts.count(name) > 1})
-        raise MalformedRequestError(
-            f"the {what} have the column {twice[0]!r} twice", "give every column its own name"
-        )
-    if "" in texts:
-        raise MalformedRequestError(
-            f"the {what} have a column without a name", "give every column a name"
-        )
-    return dict(zip(texts, columns, strict=True))
-
-
-def _no_table(table: object, what: str) -> MalformedRequestError:
-    return MalformedRequestError(
-        f"the {what} are of type {type(table).__name__}, which has no named columns",
-        "pass a mapping of names to arrays, a data frame or a structured array",
-    )
 
 
 def fit_profile(

@@ -4,7 +4,7 @@ All columns' bins stand after each other in one int64 vector (T,): column j owns
 ``[starts[j], starts[j] + sizes[j])``. Nothing is padded, so one column with fifty categories costs
 no other column anything, and windows and replicas merge by adding vectors.
 
-Columns of plain numbers are counted many at a time (``drift/bins.py``, ``below_cuts``), in pieces
+Columns of plain numbers are counted many at a time (``drift/cuts.py``), in pieces
 that stay in the processor's cache; the others one by one. A column that a block of rows lacks
 counts as missing in every row.
 
@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.bins import MISSING, MOST_ROWS, Bins, NumericBins, below_cuts, is_fast, single_cuts
+from drift.bins import MISSING, Bins, NumericBins
+from drift.cuts import MOST_ROWS, below_cuts, is_fast, single_cuts
 from governance.errors import MalformedRequestError
 
 __all__ = ["Layout"]
 
-_COLUMNS = 64  # of a piece; times _ROWS float64 values are half a megabyte
+_COLUMNS = 128  # of a piece; times _ROWS float64 values are a megabyte
 _ROWS = min(MOST_ROWS, 1024)
 
 Counts = NDArray[np.int64]
@@ -55,6 +56,7 @@ class Layout:
             np.array(column.cuts if isinstance(column, NumericBins) else (), dtype=np.float64)
             for column in bins
         ]
+        self._numeric = all(isinstance(column, NumericBins) for column in bins)
         self._groups: dict[tuple[int, ...], _Group] = {}
 
     def count(self, columns: Mapping[str, NDArray[Any]], rows: int) -> Counts:
@@ -96,7 +98,7 @@ class Layout:
             matrix.ndim != 2
             or matrix.shape[1] != len(self.names)
             or not is_fast(matrix.dtype)
-            or not all(isinstance(column, NumericBins) for column in self.bins)
+            or not self._numeric
         ):
             raise MalformedRequestError(
                 f"a matrix of {matrix.dtype} with the shape {matrix.shape} does not fit "
@@ -133,7 +135,7 @@ class Layout:
 
 
 class _Group:
-    """Up to 64 numeric columns that are counted together."""
+    """Up to 128 numeric columns that are counted together."""
 
     __slots__ = ("_cuts", "_from", "_into", "_starts", "dtype")
 
@@ -156,21 +158,25 @@ class _Group:
     def add(self, block: NDArray[Any], counts: Counts) -> None:
         """Add a block (c, n) of at least one row to the flat vector."""
         rows = block.shape[1]
-        # Adding up a row finds what is not finite; an overflow only sends a row the slow way.
-        with np.errstate(over="ignore", invalid="ignore"):
-            sound = np.isfinite(np.add.reduce(block, axis=1))
+        least = np.minimum.reduce(block, axis=1)  # both NaN where a row has one
+        largest = np.maximum.reduce(block, axis=1)
+        sound = np.isfinite(least) & np.isfinite(largest)
         finite = np.full(len(block), rows, dtype=np.int64)
         if sound.all():
-            below = below_cuts(block, self._cuts)
+            below = below_cuts(block, self._cuts, least, largest)
         else:
             below = np.zeros(self._cuts.shape, dtype=np.int64)
             if sound.any():
-                below[sound] = below_cuts(block[sound], self._cuts[sound])
+                below[sound] = below_cuts(
+                    block[sound], self._cuts[sound], least[sound], largest[sound]
+                )
             for row in np.flatnonzero(~sound).tolist():
-                values = block[row][np.isfinite(block[row])]
-                finite[row] = len(values)
-                if len(values):
-                    below[row] = below_cuts(values[None, :], self._cuts[row : row + 1])[0]
+                values = block[row, np.isfinite(block[row])][None, :]
+                finite[row] = values.size
+                if values.size:
+                    below[row] = below_cuts(
+                        values, self._cuts[row : row + 1], values.min(axis=1), values.max(axis=1)
+                    )[0]
             counts[self._starts + MISSING] += rows - finite
         edges = np.empty((len(block), below.shape[1] + 2), dtype=np.int64)
         edges[:, 0], edges[:, 1:-1], edges[:, -1] = 0, below, finite

@@ -170,8 +170,8 @@ class Calibration:
             tuple(fields.numbers("largest_psi", least=0.0)),
             fields.number("largest_esr", least=0.0),
         )
-        if not all(map(math.isfinite, calibration.largest_psi)):
-            raise fields.wrong("has a PSI that is not finite")
+        if not all(map(math.isfinite, (*calibration.largest_psi, calibration.largest_esr))):
+            raise fields.wrong("has a PSI or eSR that is not finite")
         if fields.text("note") != calibration.note:
             raise fields.wrong("has a note that its numbers do not bear out")
         fields.done()
