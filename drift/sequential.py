@@ -19,8 +19,9 @@ Journal of Statistics in Data Science 2(2), 2024 (arXiv:2203.03532), section 2, 
 with e-values; the e-value is the Dirichlet-multinomial Bayes factor (I. J. Good, JRSS B 29, 1967).
 
 Everything is kept in logarithms. R is cut at ``cap``: that can only delay an alarm, so the
-guarantee stays, and the statistic comes down again after the drift has gone, within windows
-instead of years.
+guarantee stays. It lets the statistic of a column with several common bins come down again within
+dozens of windows after the drift has gone, instead of never; one with a single common bin hardly
+falls, whatever it sees. Acknowledging an alarm (``reset``) is what starts anew.
 
 Example::
 
