@@ -38,10 +38,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from itertools import pairwise
 from numbers import Real
 from typing import Any, ClassVar
@@ -220,10 +220,11 @@ class NumericBins:
         return {"kind": self.kind, "cuts": [*map(number_text, self.cuts)]}
 
 
-def _range_names(cuts: Sequence[float]) -> list[str]:
+@lru_cache(maxsize=4096)
+def _range_names(cuts: tuple[float, ...]) -> tuple[str, ...]:
     """Names of the ranges that cuts make; with as many digits as it takes to tell them apart."""
     if not cuts:
-        return ["any number"]
+        return ("any number",)
     singles = {low for low, high in pairwise(cuts) if _next(low) == high}
     # The number right after a value is that value, to a reader.
     shown = [low if _next(low) == cut else cut for low, cut in pairwise([math.nan, *cuts])]
@@ -237,7 +238,7 @@ def _range_names(cuts: Sequence[float]) -> list[str]:
         names.append(f"above {texts[-1]}")
         if len(set(names)) == len(names):
             break
-    return names
+    return tuple(names)
 
 
 def _next(value: float) -> float:

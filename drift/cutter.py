@@ -31,6 +31,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -372,10 +373,13 @@ class WindowCutter:
         """
         fields = Fields.parse(data, FORMAT, "state of drift windows")
         fields.text("profile", among=(profile.digest,))
+        rows, every = fields.optional_integer("rows"), fields.optional_integer("every_ms")
+        if (rows is None) == (every is None) or (rows or every or 0) < 1:
+            raise fields.wrong("has not one of rows and every_ms")
         cutter = cls(
             profile,
-            rows=fields.optional_integer("rows"),
-            every_ms=fields.optional_integer("every_ms"),
+            rows=rows,
+            every_ms=every,
             lateness_ms=fields.integer("lateness_ms"),
             ahead_ms=fields.integer("ahead_ms"),
         )
@@ -396,6 +400,8 @@ class WindowCutter:
             one.done()
         for one in fields.objects("seen"):
             seen = _Seen(one.integer("floor", least=-1), one.integers("above"))
+            if any(low >= high for low, high in pairwise([seen.floor, *seen.above])):
+                raise one.wrong("has numbers that do not ascend from its floor")
             cutter._seen[one.text("source")] = seen
             one.done()
         cutter._untold = Tally.from_fields(fields.object("untold"))

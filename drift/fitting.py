@@ -171,16 +171,15 @@ class _Windows:
         left_out: bool,
     ) -> None:
         """One column's windows (cut from ``codes``) against the reference's ``counts``."""
-        one = np.zeros(1, dtype=np.int64)
-        psis, logs = [0.0], []
-        bets = None if left_out else DirichletBets(smoothed(counts), one)
-        for first in self._first.tolist():
-            part = np.bincount(codes[first : first + self._window], minlength=bins.size)
-            reference = smoothed(counts - part if left_out else counts)
-            psis.append(float(psi(part, reference, one)[0]))
-            logs.append((bets or DirichletBets(reference, one)).log_e(part)[0])
-        self._psi.append(max(psis))
-        self._log_e.append(np.array(logs))
+        windows, size = len(self._first), bins.size
+        places = self._first[:, None] + np.arange(self._window)
+        cells = codes[places] + np.arange(windows)[:, None] * size
+        parts = np.bincount(cells.ravel(), minlength=windows * size).reshape(windows, size)
+        reference = smoothed(counts - parts if left_out else np.tile(counts, (windows, 1))).ravel()
+        # Each window stands as a column of its own: the sums are the same.
+        starts = np.arange(windows) * size
+        self._psi.append(float(psi(parts.ravel(), reference, starts).max()))
+        self._log_e.append(DirichletBets(reference, starts).log_e(parts.ravel()))
 
     def result(self, source: Literal["left out", "given"]) -> Calibration:
         """What was found."""

@@ -2,9 +2,9 @@
 
 PSI = Σ (q − p) · ln(q / p) over the bins of a column: p from the reference (``bins.smoothed``), q
 from the window. The window gets as many pseudo-counts as the column has bins, spread like the
-reference: an empty bin then pulls q towards p instead of inventing a difference, and a window that
-looks like the reference has PSI 0. (One pseudo-count a bin, as the reference gets, would give each
-of the rare bins (missing, unseen, ends) the share 1/W and make every small window look drifted.)
+reference: an empty bin then pulls q towards p instead of inventing a difference. (One pseudo-count
+a bin, as the reference gets, would give each of the rare bins (missing, unseen, ends) the share 1/W
+and make every small window look drifted.)
 
 A fixed threshold means nothing without the window's size: i.i.d. windows of W rows have a PSI of
 about (bins − 1) / W. The profile therefore carries the largest PSI of its own windows.
