@@ -164,13 +164,13 @@ class NumericBins:
         if not len(ordered):
             return cls(())
         last = float(ordered[-1])
-        starts = np.flatnonzero(np.diff(ordered, prepend=-np.inf) > 0)
-        if len(starts) <= bins:  # few values: each has its bin
-            cuts = set(ordered[starts].tolist())
+        rises = np.flatnonzero(ordered[1:] > ordered[:-1])
+        if len(rises) < bins:  # few values: each has its bin
+            cuts = {float(ordered[0]), *ordered[rises + 1].tolist()}
         else:
             # Values of the sample itself, never between two: equal quantiles are equal exactly.
-            places = np.ceil(np.linspace(0, 1, bins + 1) * len(ordered)).astype(np.int64) - 1
-            quantiles = Counter(ordered[np.maximum(places, 0)].tolist())
+            places = np.maximum(-(-np.arange(bins + 1) * len(ordered) // bins) - 1, 0)
+            quantiles = Counter(ordered[places].tolist())
             cuts = {value for value, times in quantiles.items() if value != last or times > 1}
             cuts |= {_next(value) for value, times in quantiles.items() if times > 1}
         cuts.add(_next(last))

@@ -35,6 +35,8 @@ from governance.errors import MalformedRequestError
 __all__ = ["fit_profile"]
 
 _MOST_WINDOWS = 100
+_MOST_BINS = 1000
+_TOGETHER = 64  # columns that are weighed at once, to spare wide tables the calls
 
 
 def fit_profile(
@@ -83,6 +85,8 @@ def fit_profile(
     Raises:
         MalformedRequestError: names what is wrong with the rows.
     """
+    if not 1 <= bins <= _MOST_BINS:
+        raise MalformedRequestError(f"bins={bins} ranges cannot be made", "pass bins=10")
     plain: dict[str, tuple[Role, NDArray[Any]]] = {}
     tables: list[tuple[Role, Table]] = [("feature", features), ("output", outputs)]
     for role, table in tables:
@@ -161,6 +165,8 @@ class _Windows:
         self._first = (np.arange(count) * whole // max(count, 1)) * window
         self._psi: list[float] = []
         self._log_e: list[NDArray[np.float64]] = []
+        self._parts: list[NDArray[np.int64]] = []
+        self._references: list[NDArray[np.float64]] = []
 
     def compare(
         self,
@@ -175,14 +181,28 @@ class _Windows:
         places = self._first[:, None] + np.arange(self._window)
         cells = codes[places] + np.arange(windows)[:, None] * size
         parts = np.bincount(cells.ravel(), minlength=windows * size).reshape(windows, size)
-        reference = smoothed(counts - parts if left_out else np.tile(counts, (windows, 1))).ravel()
-        # Each window stands as a column of its own: the sums are the same.
-        starts = np.arange(windows) * size
-        self._psi.append(float(psi(parts.ravel(), reference, starts).max()))
-        self._log_e.append(DirichletBets(reference, starts).log_e(parts.ravel()))
+        self._parts.append(parts)
+        rest = counts - parts if left_out else np.broadcast_to(counts, parts.shape)
+        self._references.append(smoothed(rest))
+        if len(self._parts) == _TOGETHER:
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Weigh the columns that wait. Each window stands as a column: the sums are the same."""
+        if not self._parts:
+            return
+        windows = len(self._first)
+        sizes = np.repeat([parts.shape[1] for parts in self._parts], windows)
+        starts = np.cumsum(sizes) - sizes
+        parts = np.concatenate([parts.ravel() for parts in self._parts])
+        reference = np.concatenate([reference.ravel() for reference in self._references])
+        self._psi += psi(parts, reference, starts).reshape(-1, windows).max(axis=1).tolist()
+        self._log_e += list(DirichletBets(reference, starts).log_e(parts).reshape(-1, windows))
+        self._parts, self._references = [], []
 
     def result(self, source: Literal["left out", "given"]) -> Calibration:
         """What was found."""
+        self._weigh()
         log_r = np.full(len(self._psi), -np.inf)
         largest = 0.0
         for log_e in np.array(self._log_e).T:

@@ -131,6 +131,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"window": 1000}, "2000 rows, and windows of 1000 rows need at least 10000.*window=200"),
     ({"features": {"x": range(5)}, "window": 1}, "5 rows, and windows of 1 rows.*more rows"),
     ({"window": 0}, "none"),
+    ({"bins": 0}, "bins=0"),
     ({"outputs": {"x": range(2000)}}, "'x' comes twice"),
     ({"embeddings": {"x": np.zeros((2000, 2))}}, "'x' comes twice"),
     ({"outputs": {"e#00": range(2000)}, "embeddings": {"e": np.zeros((2000, 2))}}, "comes twice"),
