@@ -36,7 +36,7 @@ def below_cuts(
     one core with AVX2). Cuts that all of a column's values lie on one side of cost nothing.
 
     Args:
-        block: Floats (c, n), finite, contiguous, at most ``MOST_ROWS`` wide.
+        block: Floats (c, n) without NaN and -inf, contiguous, at most ``MOST_ROWS`` wide.
         cuts: (c, C), of the same type, each row ascending; padded with +inf.
         least: Of each column (c,).
         largest: Of each column (c,).
@@ -66,6 +66,6 @@ def single_cuts(cuts: Floats) -> NDArray[np.float32]:
     """Cuts for float32 values: ``x < cut`` says the same as with the float64 cuts."""
     with np.errstate(over="ignore"):
         nearest = cuts.astype(np.float32)
-    low = nearest < cuts
-    nearest[low] = np.nextafter(nearest[low], np.float32(np.inf))
+        low = nearest < cuts
+        nearest[low] = np.nextafter(nearest[low], np.float32(np.inf))
     return nearest

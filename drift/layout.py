@@ -162,22 +162,15 @@ class _Group:
         largest = np.maximum.reduce(block, axis=1)
         sound = np.isfinite(least) & np.isfinite(largest)
         finite = np.full(len(block), rows, dtype=np.int64)
-        if sound.all():
-            below = below_cuts(block, self._cuts, least, largest)
-        else:
-            below = np.zeros(self._cuts.shape, dtype=np.int64)
-            if sound.any():
-                below[sound] = below_cuts(
-                    block[sound], self._cuts[sound], least[sound], largest[sound]
-                )
-            for row in np.flatnonzero(~sound).tolist():
-                values = block[row, np.isfinite(block[row])][None, :]
-                finite[row] = values.size
-                if values.size:
-                    below[row] = below_cuts(
-                        values, self._cuts[row : row + 1], values.min(axis=1), values.max(axis=1)
-                    )[0]
+        if not sound.all():
+            # What is not finite becomes infinity, which lies below no cut: it falls out of every
+            # range, and the other rows of its column count as ever.
+            kept = np.isfinite(block)
+            finite = np.count_nonzero(kept, axis=1).astype(np.int64)
+            block = np.where(kept, block, block.dtype.type(np.inf))
+            least, largest = block.min(axis=1), block.max(axis=1)
             counts[self._starts + MISSING] += rows - finite
+        below = below_cuts(block, self._cuts, least, largest)
         edges = np.empty((len(block), below.shape[1] + 2), dtype=np.int64)
         edges[:, 0], edges[:, 1:-1], edges[:, -1] = 0, below, finite
         counts[self._into] += np.diff(edges, axis=1).ravel()[self._from]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift.cutter import Block, Tally, WindowCutter
+from drift.fitting import fit_profile
 from drift.profile import DriftProfile
 from drift.window import WindowCounts, count_rows
 from governance.canonical import canonical_json
@@ -85,6 +86,28 @@ def test_one_nan_row_blinds_nobody() -> None:
     assert found.pop("missing") == 1
     assert sum(found.values()) == 399
     assert len(found) >= 10
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_missing_values_anywhere_count_like_the_slow_way(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((3000, 7)).astype(dtype)
+    profile = fit_profile(matrix, model="m", window=300)
+    for share in (0.001, 0.3):
+        holes = matrix.copy()
+        for hole in (np.nan, np.inf, -np.inf):
+            holes[rng.random(matrix.shape) < share] = hole
+        holes[:, 3] = np.nan
+        columns = {str(place): holes[:, place] for place in range(7)}
+        wanted = slow_counts(profile, columns).tolist()
+        assert profile.layout.count_matrix(holes).tolist() == wanted
+        assert profile.layout.count(columns, 3000).tolist() == wanted
+
+
+def test_a_matrix_that_does_not_fit_is_refused() -> None:
+    for matrix in (np.zeros((3, 2)), np.zeros(6), np.zeros((3, 6), dtype=object)):
+        with pytest.raises(MalformedRequestError, match="does not fit 6 columns"):
+            PROFILE.layout.count_matrix(matrix)
 
 
 def test_a_column_of_nan_only_is_missing_and_a_new_category_unseen() -> None:
