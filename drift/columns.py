@@ -97,6 +97,8 @@ def columns_of(
         found = _of_rows(data, rows, names, alone)
     else:
         raise ValueError(f"data of type {type(data).__name__}")
+    if not found:
+        raise ValueError("no columns at all")
     if len(found) > _MOST_COLUMNS:
         raise ValueError(f"{len(found)} columns, more than {_MOST_COLUMNS}")
     for name, values in found.items():
@@ -140,8 +142,6 @@ def _of_array(
 def _of_rows(
     data: Sequence[Any], rows: int, names: Sequence[str] | None, alone: str
 ) -> dict[str, Any]:
-    if not data:
-        return {}
     if all(isinstance(row, Mapping) for row in data):
         known = dict.fromkeys(chain.from_iterable(data))
         return {str(name)[:_LONGEST_NAME]: [row.get(name) for row in data] for name in known}
