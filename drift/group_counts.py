@@ -22,6 +22,8 @@ from governance.errors import ConfigurationError
 
 __all__ = [
     "MISSING",
+    "MOST_GROUPS",
+    "OTHERS",
     "GroupCounts",
     "count_groups",
     "counts_from_dict",
@@ -29,10 +31,15 @@ __all__ = [
     "group_name",
     "is_missing",
     "merged",
+    "row_counts",
 ]
 
 MISSING = "(missing)"
-_MOST_GROUPS = 200
+OTHERS = "(others)"
+MOST_GROUPS = 200
+"""More are no groups of people but an attribute with a value a person, which must fill no memory
+and stop no monitor: the smallest are counted as one group, ``(others)``."""
+
 _LONGEST = 64
 
 
@@ -76,28 +83,21 @@ class GroupCounts:
         return GroupCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def merged(
-    a: Mapping[str, GroupCounts], b: Mapping[str, GroupCounts], attribute: str = "a group"
-) -> dict[str, GroupCounts]:
-    """Of two windows.
-
-    Raises:
-        ConfigurationError: together they have more than 200 groups.
-    """
-    return bounded(
-        {name: a.get(name, GroupCounts()) + b.get(name, GroupCounts()) for name in {**a, **b}},
-        attribute,
+def merged(a: Mapping[str, GroupCounts], b: Mapping[str, GroupCounts]) -> dict[str, GroupCounts]:
+    """Of two windows."""
+    return _bounded(
+        {name: a.get(name, GroupCounts()) + b.get(name, GroupCounts()) for name in {**a, **b}}
     )
 
 
-def bounded(counts: dict[str, GroupCounts], attribute: str) -> dict[str, GroupCounts]:
-    """The same, unless there are too many to be groups of people."""
-    if len(counts) > _MOST_GROUPS:
-        raise ConfigurationError(
-            f"attribute {attribute!r} has more than {_MOST_GROUPS} groups",
-            "choose an attribute with few values, or bin it",
-        )
-    return counts
+def _bounded(counts: dict[str, GroupCounts]) -> dict[str, GroupCounts]:
+    """The largest groups by name; beyond ``MOST_GROUPS`` the others are one."""
+    if len(counts) > MOST_GROUPS:
+        named = sorted(counts.keys() - {OTHERS}, key=lambda name: (-counts[name].rows, name))
+        rest = [counts[name] for name in named[MOST_GROUPS - 1 :]]
+        kept = {name: counts[name] for name in named[: MOST_GROUPS - 1]}
+        counts = {**kept, OTHERS: sum(rest, counts.get(OTHERS, GroupCounts()))}
+    return {name: counts[name] for name in sorted(counts)}
 
 
 def is_missing(value: Any) -> bool:
@@ -137,7 +137,7 @@ def count_groups(
         attribute: Its name, for errors.
 
     Raises:
-        ConfigurationError: lengths differ, or more than 200 groups.
+        ConfigurationError: lengths differ.
     """
     names = _listed(groups)
     answers = _listed(predictions)
@@ -154,14 +154,13 @@ def count_groups(
         row = sums.get(name)
         if row is None:
             row = sums[name] = [0] * len(fields(GroupCounts))
-            if len(sums) > _MOST_GROUPS:
-                bounded(dict.fromkeys(sums, GroupCounts()), attribute)
-        for place, one in enumerate(_row(answer, truth, positive)):
+        for place, one in enumerate(row_counts(answer, truth, positive)):
             row[place] += one
-    return {name: GroupCounts(*sums[name]) for name in sorted(sums)}
+    return _bounded({name: GroupCounts(*row) for name, row in sums.items()})
 
 
-def _row(answer: Any, truth: Any, positive: Any) -> tuple[int, int, int, int, int, int, int]:
+def row_counts(answer: Any, truth: Any, positive: Any) -> tuple[int, int, int, int, int, int, int]:
+    """What one row adds to its group's ``GroupCounts``, in the order of its fields."""
     known = not is_missing(answer)
     selected = known and answer == positive
     if is_missing(truth):

@@ -34,18 +34,21 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from drift.error_rate import ErrorReference
 from drift.group_counts import (
+    MOST_GROUPS,
+    OTHERS,
     GroupCounts,
-    count_groups,
     counts_from_dict,
     counts_to_dict,
+    group_name,
     is_missing,
     merged,
+    row_counts,
 )
 from governance.canonical import sha256_hex
 from governance.errors import ConfigurationError
@@ -96,7 +99,7 @@ class LabelSums:
             tuple(a + b for a, b in zip(self.outcomes, other.outcomes, strict=True)),
             self.squared + other.squared,
             {
-                name: merged(self.groups.get(name, {}), other.groups.get(name, {}), name)
+                name: merged(self.groups.get(name, {}), other.groups.get(name, {}))
                 for name in {**self.groups, **other.groups}
             },
         )
@@ -127,6 +130,37 @@ class _Waiting:
     groups: Mapping[str, Scalar]
 
 
+@dataclass(slots=True)
+class _Sums:
+    """``LabelSums`` while they grow: a label costs additions, not objects."""
+
+    outcomes: list[int]
+    squared: float = 0.0
+    groups: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+
+    def add(self, attribute: str, group: str, row: Sequence[int]) -> None:
+        counts = self.groups.setdefault(attribute, {})
+        if group not in counts:
+            group = group if len(counts) < MOST_GROUPS - 1 else OTHERS
+            counts.setdefault(group, [0] * len(row))
+        counts[group] = [a + b for a, b in zip(counts[group], row, strict=True)]
+
+    def frozen(self) -> LabelSums:
+        groups = {
+            name: {group: GroupCounts(*row) for group, row in sorted(counts.items())}
+            for name, counts in self.groups.items()
+        }
+        return LabelSums(tuple(self.outcomes), self.squared, groups)
+
+    @classmethod
+    def of(cls, sums: LabelSums) -> _Sums:
+        groups = {
+            name: {group: list(astuple(counts)) for group, counts in named.items()}
+            for name, named in sums.groups.items()
+        }
+        return cls(list(sums.outcomes), sums.squared, groups)
+
+
 class Labels:
     """Predictions that wait, labels that came, and what joined. Not for several threads.
 
@@ -150,7 +184,7 @@ class Labels:
         self._waiting: dict[str, _Waiting] = {}
         self._joined: dict[str, Scalar] = {}
         self._early: dict[str, Scalar] = {}
-        self._sums: dict[int, LabelSums] = {}
+        self._sums: dict[int, _Sums] = {}
         self._counts: Counter[str] = Counter()
 
     def expect(
@@ -214,16 +248,16 @@ class Labels:
         self._counts["duplicates" if first == second else "conflicts"] += 1
 
     def _join(self, key: str, waiting: _Waiting, label: Scalar) -> None:
-        counts = [0] * self._reference.outcomes
-        counts[self._reference.outcome(waiting.prediction, label)] = 1
-        groups = {
-            name: count_groups([value], [waiting.prediction], [label], positive=self._positive)
-            for name, value in waiting.groups.items()
-        }
-        squared = self._reference.squared(waiting.prediction, label)
-        sums = LabelSums(tuple(counts), squared, groups)
-        before = self._sums.get(waiting.window)
-        self._sums[waiting.window] = sums if before is None else before + sums
+        reference, answer = self._reference, waiting.prediction
+        sums = self._sums.get(waiting.window)
+        if sums is None:
+            sums = self._sums[waiting.window] = _Sums([0] * reference.outcomes)
+        sums.outcomes[reference.outcome(answer, label)] += 1
+        sums.squared += reference.squared(answer, label)
+        if waiting.groups:
+            row = row_counts(answer, label, self._positive)
+            for name, value in waiting.groups.items():
+                sums.add(name, group_name(value), row)
         self._counts["joined"] += 1
         self._joined[key] = label
         if len(self._joined) > self._most:
@@ -231,7 +265,7 @@ class Labels:
 
     def take(self) -> dict[int, LabelSums]:
         """What was joined since the last call, by the predictions' windows; oldest window first."""
-        taken = {window: self._sums[window] for window in sorted(self._sums)}
+        taken = {window: self._sums[window].frozen() for window in sorted(self._sums)}
         self._sums = {}
         return taken
 
@@ -263,7 +297,7 @@ class Labels:
             ],
             "joined": [[key, _text(label)] for key, label in self._joined.items()],
             "early": [[key, _text(label)] for key, label in self._early.items()],
-            "sums": {str(window): sums.to_dict() for window, sums in self._sums.items()},
+            "sums": {str(window): sums.frozen().to_dict() for window, sums in self._sums.items()},
             "counts": dict(self._counts),
         }
 
@@ -293,7 +327,8 @@ class Labels:
             labels._joined = {str(key): json.loads(label) for key, label in document["joined"]}
             labels._early = {str(key): json.loads(label) for key, label in document["early"]}
             labels._sums = {
-                int(window): LabelSums.from_dict(sums) for window, sums in document["sums"].items()
+                int(window): _Sums.of(LabelSums.from_dict(sums))
+                for window, sums in document["sums"].items()
             }
             labels._counts = Counter({str(k): int(v) for k, v in document["counts"].items()})
             if any(len(s.outcomes) != reference.outcomes for s in labels._sums.values()):

@@ -100,7 +100,7 @@ def test_a_truncated_block_is_refused(share: float) -> None:
 def test_a_changed_byte_is_refused_or_changes_nothing() -> None:
     data = to_parquet(block())
     refused = 0
-    for place in range(4, len(data), 7):
+    for place in range(4, len(data), 29):
         changed = bytearray(data)
         changed[place] ^= 0x55
         try:
@@ -113,7 +113,7 @@ def test_a_changed_byte_is_refused_or_changes_nothing() -> None:
                 for name, values in block().inputs.items()
                 if name in found.inputs
             )
-    assert refused > 50
+    assert refused > 20
 
 
 def rewritten(**change: Any) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from drift.error_rate import ErrorReference
-from drift.group_counts import GroupCounts
+from drift.group_counts import MOST_GROUPS, OTHERS, GroupCounts
 from drift.labels import Labels, LabelSums, row_key
 from governance.canonical import canonical_json, parse_json
 from governance.errors import ConfigurationError
@@ -210,3 +210,13 @@ def test_a_state_that_is_none_is_refused(change: dict[str, Any]) -> None:
 def test_no_room_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="room for 0"):
         Labels(CLASSES, most=0)
+
+
+def test_an_attribute_with_a_value_a_person_fills_no_memory() -> None:
+    labels = Labels(CLASSES)
+    for number in range(300):
+        labels.expect(str(number), 1, window=0, groups={"email": f"p{number}"})
+        labels.label(str(number), 1)
+    counts = labels.take()[0].groups["email"]
+    assert len(counts) == MOST_GROUPS
+    assert counts[OTHERS].rows == 300 - (MOST_GROUPS - 1)

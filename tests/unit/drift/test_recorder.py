@@ -199,7 +199,7 @@ def test_a_full_buffer_drops_and_counts() -> None:
         ([{"a": "x" * 16_000}], 0),
         ({"a": ["x" * 16_000]}, 0),
         ([[[0.0] * 600, 0]], 0),
-        (pd.DataFrame(np.zeros((1, 2000))), 0),
+        (pd.DataFrame(np.zeros((1, 500))), 0),
         ([[1, 2]], 16_000),
     ],
 )
