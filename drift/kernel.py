@@ -2,8 +2,9 @@
 
 The statistic is Gretton et al., "A Kernel Two-Sample Test" (JMLR 2012), section 2.2, for a Gaussian
 kernel, approximated with the features of Rahimi and Recht, "Random Features for Large-Scale Kernel
-Machines" (NIPS 2007), algorithm 1: the squared distance of two means in 2·D dimensions. The width is the median distance of pairs of both samples (Gretton, section 8); the p-value comes from
-permutations of the rows, with the permutation test's own count of one (Phipson and Smyth 2010).
+Machines" (NIPS 2007), algorithm 1: the squared distance of two means in 2·D dimensions. The width
+is the median distance of pairs of both samples (Gretton, section 8). The p-value comes from
+permutations of the rows, and counts the observed order as one of them (Phipson and Smyth 2010).
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.sample import Floats, Sample
+from drift.sample import Floats, Sample, Texts
 from governance.errors import MalformedRequestError
 
-__all__ = ["Part", "dense", "raw"]
+__all__ = ["Part", "coded", "dense", "raw"]
 
 _CATEGORIES = 30
 """Of a column: the rest share one."""
@@ -70,6 +70,17 @@ def dense(reference: Sample, window: Sample, part: Part) -> tuple[Floats, Floats
         parts.append(np.eye(int(codes.max()) + 1)[codes] / np.sqrt(2))
     found = np.column_stack(parts)
     return found[: len(ours)], found[len(ours) :]
+
+
+def coded(reference: Texts, window: Texts) -> tuple[Floats, Floats]:
+    """Every category as a number of its own; NaN where it is missing."""
+    both = np.concatenate([reference, window])
+    found = np.full(both.shape, np.nan)
+    for i in range(both.shape[1]):
+        there = sorted({value for value in both[:, i] if value is not None})
+        number = {value: float(code) for code, value in enumerate(there)}
+        found[:, i] = [number.get(value, np.nan) for value in both[:, i]]
+    return found[: len(reference)], found[len(reference) :]
 
 
 def _numbers(sample: Sample, part: Part) -> Floats:
