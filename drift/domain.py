@@ -65,20 +65,26 @@ def out_of_block(
     with threadpool_limits(1):
         for block in range(1, count + 1):
             known, asked = blocks < block, blocks == block
+            # scikit-learn cannot bin a column of which it has seen no value.
+            seen = np.flatnonzero(~np.isnan(rows[known]).all(axis=0))
+            if not len(seen):
+                areas.append(0.5)
+                z_values.append(0.0)
+                continue
             model = HistGradientBoostingClassifier(
                 max_iter=40,
                 max_leaf_nodes=8,
                 learning_rate=0.1,
                 min_samples_leaf=max(2, min(20, int(known.sum()) // 20)),
-                max_features=min(1.0, max(0.1, 30 / rows.shape[1])),
-                categorical_features=categorical or None,
+                max_features=min(1.0, max(0.1, 30 / len(seen))),
+                categorical_features=np.isin(seen, categorical),
                 early_stopping=False,
                 random_state=int(rng.integers(2**31)),
             )
             # Unweighted: the area does not depend on the samples' sizes, and with weights
             # scikit-learn 1.9 takes 60 times as long to bin a hundred columns.
-            model.fit(rows[known], labels[known])
-            area, z = block_z(model.predict_proba(rows[asked])[:, 1], labels[asked])
+            model.fit(rows[known][:, seen], labels[known])
+            area, z = block_z(model.predict_proba(rows[asked][:, seen])[:, 1], labels[asked])
             areas.append(area)
             z_values.append(z)
     z = float(np.sum(z_values)) / np.sqrt(count)

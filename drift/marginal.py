@@ -109,7 +109,11 @@ def ks_columns(
 def binned_columns(
     names: tuple[str, ...], reference: Floats, window: Floats
 ) -> Iterator[ColumnFinding]:
-    """Chi-square over ten quantile bins of both, and one of missing values, of each column."""
+    """Chi-square over quantile bins of both, and one of missing values, of each column.
+
+    Ten bins, or fewer where six rows of the smaller sample would not fall into each.
+    """
+    bins = max(2, min(_BINS, min(len(reference), len(window)) // 6))
     for i, name in enumerate(names):
         ours, theirs = reference[:, i], window[:, i]
         both = np.concatenate([ours, theirs])
@@ -117,7 +121,7 @@ def binned_columns(
         if not len(values):
             continue
         # No interpolation: between an infinite value and another there is none.
-        inner = np.linspace(0, 1, _BINS + 1)[1:-1]
+        inner = np.linspace(0, 1, bins + 1)[1:-1]
         edges = np.unique(np.quantile(values, inner, method="inverted_cdf"))
         table = np.stack([_counts(ours, edges), _counts(theirs, edges)])
         if found := table_test(table):
