@@ -109,9 +109,11 @@ def ks_columns(
 def binned_columns(
     names: tuple[str, ...], reference: Floats, window: Floats
 ) -> Iterator[ColumnFinding]:
-    """Chi-square over quantile bins of both, and one of missing values, of each column.
+    """Chi-square over quantile bins of both, and missing values, of each column.
 
-    Ten bins, or fewer where six rows of the smaller sample would not fall into each.
+    Missing values have a test of their own: as one bin of eleven they are overlooked (power .45
+    against 1.00 where 15 % of one of 30 columns went missing). There are ten bins, or fewer where
+    six rows of the smaller sample would not fall into each.
     """
     bins = max(2, min(_BINS, min(len(reference), len(window)) // 6))
     for i, name in enumerate(names):
@@ -126,13 +128,14 @@ def binned_columns(
         table = np.stack([_counts(ours, edges), _counts(theirs, edges)])
         if found := table_test(table):
             yield ColumnFinding(name, "chi2", *found)
+        if missing := missing_column(name, np.isnan(ours), np.isnan(theirs)):
+            yield missing
 
 
 def _counts(values: Floats, edges: Floats) -> NDArray[np.int64]:
-    """By bin; the last one: missing."""
-    gone = np.isnan(values)
-    bins = np.where(gone, len(edges) + 1, np.searchsorted(edges, values, side="left"))
-    return np.bincount(bins, minlength=len(edges) + 2).astype(np.int64)
+    """By bin, missing ones left out."""
+    bins = np.searchsorted(edges, values[~np.isnan(values)], side="left")
+    return np.bincount(bins, minlength=len(edges) + 1).astype(np.int64)
 
 
 def categorical_columns(
