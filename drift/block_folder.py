@@ -1,0 +1,193 @@
+"""Blocks in a folder: one file each, whole or not there at all.
+
+A file is written beside its place under a name that no reader looks at, and renamed. Its name says
+source, sequence number, first and last time, rows and id, so that order, gaps and how much waits
+are known without opening anything::
+
+    replica-1~000000000042~1700000000000~1700000009000~256~0123…cdef.parquet
+
+Blocks are read in the order of each source's sequence numbers; between sources, by time. A file
+whose name is none of ours is left alone; one that does not hold what its name says is refused, by
+name, and the others can still be read.
+
+Example::
+
+    folder = BlockFolder(Path("blocks"))
+    folder.write(block)
+    for entry in folder.entries(after={"replica-1": 41}):
+        block = folder.read(entry)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from heapq import merge
+from pathlib import Path
+
+from drift.blocks import Block, from_parquet, to_parquet
+from governance.errors import ConflictError, MalformedRequestError
+
+__all__ = ["BlockFile", "BlockFolder", "gaps"]
+
+_NAME = re.compile(
+    r"(?P<source>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})~(?P<sequence>[0-9]{12})~(?P<first>-?[0-9]{1,16})"
+    r"~(?P<last>-?[0-9]{1,16})~(?P<rows>[0-9]{1,9})~(?P<id>[0-9a-f]{32})\.parquet"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFile:
+    """What a file's name says.
+
+    Attributes:
+        source, sequence: See ``Block``.
+        first_ms, last_ms: Times of its rows.
+        rows: How many.
+        id: The block's.
+        name: The file's, in its folder.
+    """
+
+    source: str
+    sequence: int
+    first_ms: int
+    last_ms: int
+    rows: int
+    id: str
+    name: str
+
+    @classmethod
+    def of(cls, block: Block) -> BlockFile:
+        name = (
+            f"{block.source}~{block.sequence:012d}~{block.first_ms}~{block.last_ms}"
+            f"~{block.rows}~{block.id}.parquet"
+        )
+        return cls(
+            block.source, block.sequence, block.first_ms, block.last_ms, block.rows, block.id, name
+        )
+
+    @classmethod
+    def parse(cls, name: str) -> BlockFile | None:
+        """None for a name that is none of ours."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            return None
+        sequence, first, last, rows = map(int, found.group("sequence", "first", "last", "rows"))
+        return cls(found["source"], sequence, first, last, rows, found["id"], name)
+
+
+class BlockFolder:
+    """A local folder of blocks; made if it is not there.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, block: Block) -> BlockFile:
+        """A block, whole or not at all; the same block again changes nothing.
+
+        Raises:
+            ConflictError: another block has the source and number.
+            OSError: the folder cannot be written.
+        """
+        entry = BlockFile.of(block)
+        data = to_parquet(block)
+        self._placed(entry, lambda target: target.write_bytes(data))
+        return entry
+
+    def deliver(self, file: Path) -> None:
+        """A block's file from another folder, by its name.
+
+        Raises:
+            ConflictError, OSError: as ``write``.
+            MalformedRequestError: the name is no block's.
+        """
+        entry = BlockFile.parse(file.name)
+        if entry is None:
+            raise MalformedRequestError(
+                f"{file.name} is no block's name", "deliver files that a recorder wrote"
+            )
+        self._placed(entry, lambda target: shutil.copyfile(file, target))
+
+    def _placed(self, entry: BlockFile, fill: Callable[[Path], object]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        place = self.path / entry.name
+        if place.exists():
+            return
+        rivals = [*self.path.glob(f"{entry.source}~{entry.sequence:012d}~*.parquet")]
+        if rivals:
+            raise ConflictError(
+                f"{self.path} has another block {entry.sequence} of {entry.source}: "
+                f"{rivals[0].name}",
+                "give every life of a replica a source of its own",
+            )
+        beside = self.path / f".{entry.name}.{os.getpid()}.part"
+        try:
+            fill(beside)
+            with beside.open("rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(beside, place)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def entries(self, after: Mapping[str, int] | None = None) -> list[BlockFile]:
+        """Files in the order in which they are to be read.
+
+        Args:
+            after: Source → the last sequence number that was read already.
+        """
+        after = after or {}
+        sources: dict[str, list[BlockFile]] = {}
+        if not self.path.is_dir():
+            return []
+        for name in sorted(os.listdir(self.path)):  # by source, then by number
+            entry = BlockFile.parse(name)
+            if entry is not None and entry.sequence > after.get(entry.source, -1):
+                sources.setdefault(entry.source, []).append(entry)
+        # A clock that went back does not put a source's own blocks out of order.
+        timed = []
+        for files in sources.values():
+            latest = files[0].last_ms
+            line = []
+            for file in sorted(files, key=lambda file: file.sequence):
+                latest = max(latest, file.last_ms)
+                line.append((latest, file.source, file.sequence, file))
+            timed.append(line)
+        return [file for *_, file in merge(*timed, key=lambda item: item[:3])]
+
+    def read(self, entry: BlockFile) -> Block:
+        """A block.
+
+        Raises:
+            MalformedRequestError: the file is truncated, changed, or not the block it is named.
+            OSError: it cannot be read, or is gone.
+        """
+        block = from_parquet((self.path / entry.name).read_bytes(), entry.name)
+        if BlockFile.of(block) != entry:
+            raise MalformedRequestError(
+                f"{entry.name} holds block {block.sequence} of {block.source}",
+                "leave it out: it was renamed, or written by something else",
+            )
+        return block
+
+    def remove(self, entry: BlockFile) -> None:
+        """A block that nobody needs any more; gone already is well."""
+        (self.path / entry.name).unlink(missing_ok=True)
+
+
+def gaps(entries: Iterable[BlockFile], after: Mapping[str, int] | None = None) -> dict[str, int]:
+    """How many blocks of each source are missing between those that are there."""
+    last = dict(after or {})
+    missing: dict[str, int] = {}
+    for entry in sorted(entries, key=lambda entry: (entry.source, entry.sequence)):
+        absent = entry.sequence - last.get(entry.source, -1) - 1
+        if absent > 0:
+            missing[entry.source] = missing.get(entry.source, 0) + absent
+        last[entry.source] = max(entry.sequence, last.get(entry.source, -1))
+    return missing

@@ -1,0 +1,438 @@
+"""Cuts a stream of blocks into windows, each row into one window, once.
+
+Windows are cut *by count* (W rows in the order of arrival) or *by time* (stretches of a fixed
+length since 1970, by each row's own time). Blocks come from many sources, doubled, late and out of
+order:
+
+- A block is named by its source and a number that the source counts up. A block that came before is
+  counted as a duplicate and nothing else. Per source, the numbers above the last gap are
+  remembered, at most 4,096; a gap that falls out of memory is counted as lost.
+- A row up to ``lateness_ms`` older than the newest row seen goes to its window; an older one is
+  counted as late. A row whose time lies more than ``ahead_ms`` after our own clock is counted as
+  ahead, and does not move time on: one replica with a wrong clock makes nobody else late. Late and
+  ahead rows are reported by the next window. When a source's clock goes back, its rows are late or
+  not by the same rule.
+- A stretch without rows gives no window; the next window's index tells of the gap.
+
+Windows stay in ``ready`` until ``taken`` says that they were dealt with, and ``to_json`` holds all
+of it. Whoever stores the state before telling sources that their blocks arrived, and judges windows
+by their index, loses no window and counts none twice, wherever the process dies.
+
+Example::
+
+    cutter = WindowCutter(profile, rows=1000)
+    for window in cutter.add(Block("replica-1", 17, columns, times_ms), now_ms=clock()):
+        judge.step(window); cutter.taken(window.index)
+    store(cutter.to_json())
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from drift.documents import Fields
+from drift.profile import DriftProfile
+from drift.tables import Table, aligned, clean_name, columns_of
+from drift.window import WindowCounts, count_columns
+from governance.canonical import canonical_json
+from governance.errors import ConfigurationError, MalformedRequestError
+
+__all__ = ["FORMAT", "Block", "Tally", "Window", "WindowCutter"]
+
+FORMAT = "chancery.drift-cutter/v1"
+
+_REMEMBERED = 4096
+_MOST_SOURCES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows from one source.
+
+    Attributes:
+        source: Who recorded them; a replica that starts anew takes another name.
+        number: Counts the source's blocks up.
+        columns: Features, outputs and embeddings by name.
+        times_ms: When each row came (n,), or one time for all, in milliseconds since 1970.
+    """
+
+    source: str
+    number: int
+    columns: Table
+    times_ms: ArrayLike
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What did not go into windows.
+
+    Attributes:
+        late_rows: Came after their window was closed, or too old.
+        ahead_rows: From the future.
+        duplicate_blocks: Came before, or are older than what is remembered of their source.
+        lost_blocks: Numbers of a source that never came while they were remembered.
+        forgotten_sources: Sources that fell out of memory: the ones silent for longest.
+    """
+
+    late_rows: int = 0
+    ahead_rows: int = 0
+    duplicate_blocks: int = 0
+    lost_blocks: int = 0
+    forgotten_sources: int = 0
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to tell."""
+        return self != Tally()
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Tally:
+        """Inverse of ``dataclasses.asdict``."""
+        tally = cls(**{name: fields.integer(name, 0) for name in cls.__slots__})
+        fields.done()
+        return tally
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window that is closed.
+
+    Attributes:
+        index: Rises from window to window; by time, the stretches since 1970.
+        counts: Of its rows.
+        tally: What did not go into windows since the one before.
+    """
+
+    index: int
+    counts: WindowCounts
+    tally: Tally = Tally()
+
+
+class WindowCutter:
+    """Windows of one served version.
+
+    Args:
+        profile: What is counted by.
+        rows: W, to cut by count.
+        every_ms: Length of a stretch, to cut by time; one of the two.
+        lateness_ms: How much older than the newest a row may be.
+        ahead_ms: How far after our clock.
+
+    Raises:
+        ConfigurationError: both or neither of ``rows`` and ``every_ms``, or none above 0.
+    """
+
+    def __init__(
+        self,
+        profile: DriftProfile,
+        *,
+        rows: int | None = None,
+        every_ms: int | None = None,
+        lateness_ms: int = 60_000,
+        ahead_ms: int = 60_000,
+    ) -> None:
+        if (rows is None) == (every_ms is None) or (rows or every_ms or 0) < 1:
+            raise ConfigurationError(
+                f"windows of rows={rows} and every_ms={every_ms} cannot be cut",
+                "give one of the two, at least 1",
+            )
+        if lateness_ms < 0 or ahead_ms < 0:
+            raise ConfigurationError(
+                f"lateness_ms={lateness_ms}, ahead_ms={ahead_ms}: neither may be below 0",
+                "give 60000 for a minute",
+            )
+        self._profile = profile
+        self._rows = rows
+        self._every = every_ms
+        self._lateness = lateness_ms
+        self._ahead = ahead_ms
+        self._newest: int | None = None
+        self._next = 0  # by count: the open window; by time: the first that is not closed
+        self._open: dict[int, WindowCounts] = {}
+        self._ready: list[Window] = []
+        self._seen: dict[str, _Seen] = {}
+        self._untold = Tally()
+        self.total = Tally()
+        """Since the start."""
+
+    @property
+    def ready(self) -> tuple[Window, ...]:
+        """Closed windows that nobody has taken."""
+        return tuple(self._ready)
+
+    @property
+    def open_rows(self) -> int:
+        """Rows in windows that are not closed."""
+        return sum(window.rows for window in self._open.values())
+
+    def taken(self, index: int) -> None:
+        """The windows up to this index were dealt with."""
+        self._ready = [window for window in self._ready if window.index > index]
+
+    def add(self, block: Block, *, now_ms: int) -> tuple[Window, ...]:
+        """Take a block; the windows that it closed.
+
+        Raises:
+            MalformedRequestError: a block whose columns or times do not fit together. Nothing of it
+                is counted then, and it may be sent again.
+        """
+        columns, rows = aligned(columns_of(block.columns), None)
+        times = np.asarray(block.times_ms)
+        if times.ndim == 0:
+            times = np.broadcast_to(times, (rows,))
+        if times.shape != (rows,) or (rows and times.dtype.kind not in "iu"):
+            raise MalformedRequestError(
+                f"block {block.number} of {block.source!r} has times of {times.dtype} with the "
+                f"shape {times.shape} for {rows} rows",
+                "send a whole number of milliseconds a row",
+            )
+        self._check(block.source, block.number)
+        if self._known(block.source, block.number):
+            self._tell(duplicate_blocks=1)
+            return ()
+        times = times.astype(np.int64)
+        ahead = times > now_ms + self._ahead
+        late = ~ahead & (times < self._oldest())
+        kept = np.flatnonzero(~(ahead | late))
+        pieces = []
+        for index, places in self._split(kept, times):
+            part = {name: values[places] for name, values in columns.items()}
+            pieces.append((index, count_columns(self._profile, part, len(places), times[places])))
+        # Nothing is changed above this line, and nothing fails below.
+        self._remember(block.source, block.number)
+        self._tell(late_rows=int(late.sum()), ahead_rows=int(ahead.sum()))
+        return self._take(pieces, int(times[kept].max()) if len(kept) else None)
+
+    def add_counts(
+        self, source: str, number: int, counts: WindowCounts, *, now_ms: int
+    ) -> tuple[Window, ...]:
+        """Take a block that its source counted itself. It is not split: by count, a window closes
+        once it has W rows or more; by time, the block goes where its first row belongs.
+
+        Raises:
+            TamperedError: counted by another profile.
+            MalformedRequestError: rows without times.
+        """
+        counts = WindowCounts.empty(self._profile) + counts
+        if counts.rows and (counts.first_ms is None or counts.last_ms is None):
+            raise MalformedRequestError(
+                f"block {number} of {source!r} has rows without times", "send first_ms and last_ms"
+            )
+        self._check(source, number)
+        if self._known(source, number):
+            self._tell(duplicate_blocks=1)
+            return ()
+        self._remember(source, number)
+        if counts.first_ms is None or counts.last_ms is None:
+            return ()
+        if counts.last_ms > now_ms + self._ahead:
+            self._tell(ahead_rows=counts.rows)
+            return ()
+        if counts.first_ms < self._oldest():
+            self._tell(late_rows=counts.rows)
+            return ()
+        index = self._next if self._every is None else counts.first_ms // self._every
+        return self._take([(index, counts)], counts.last_ms)
+
+    def tick(self, *, now_ms: int) -> tuple[Window, ...]:
+        """Time goes on without rows: close, by time, what nothing can come to any more."""
+        return self._close(now_ms) if self._every is not None else ()
+
+    def flush(self) -> tuple[Window, ...]:
+        """Close what is open, however few rows it has: at the end of a stream."""
+        closed = [self._finished(index) for index in sorted(self._open)]
+        if closed:
+            self._next = closed[-1].index + 1
+        return tuple(closed)
+
+    def _oldest(self) -> int:
+        """The time before which a row is late."""
+        if self._newest is None and self._every is None:
+            return -(2**63)
+        if self._every is None:
+            assert self._newest is not None
+            return self._newest - self._lateness
+        return self._next * self._every if self._next else -(2**63)
+
+    def _split(
+        self, kept: NDArray[np.int64], times: NDArray[np.int64]
+    ) -> Iterable[tuple[int, NDArray[np.int64]]]:
+        """Which rows go to which window."""
+        if self._every is not None:
+            indices = times[kept] // self._every
+            return [(int(i), kept[indices == i]) for i in np.unique(indices)]
+        assert self._rows is not None
+        found, index = self._open.get(self._next), self._next
+        room = self._rows - (found.rows if found else 0)
+        parts = []
+        while len(kept):
+            parts.append((index, kept[:room]))
+            kept, index, room = kept[room:], index + 1, self._rows
+        return parts
+
+    def _take(
+        self, pieces: list[tuple[int, WindowCounts]], newest: int | None
+    ) -> tuple[Window, ...]:
+        closed: list[Window] = []
+        for index, counts in pieces:
+            before = self._open.get(index)
+            self._open[index] = counts if before is None else before + counts
+            if self._rows is not None and self._open[index].rows >= self._rows:
+                closed.append(self._finished(index))
+                self._next = index + 1
+        if newest is not None:
+            self._newest = newest if self._newest is None else max(self._newest, newest)
+            if self._every is not None:
+                closed += self._close(self._newest)
+        return tuple(closed)
+
+    def _close(self, time_ms: int) -> tuple[Window, ...]:
+        assert self._every is not None
+        first = (time_ms - self._lateness) // self._every
+        self._next = max(self._next, first)
+        return tuple(self._finished(i) for i in sorted(self._open) if i < self._next)
+
+    def _finished(self, index: int) -> Window:
+        window = Window(index, self._open.pop(index), self._untold)
+        self._untold = Tally()
+        self._ready.append(window)
+        return window
+
+    def _check(self, source: str, number: int) -> None:
+        if (
+            not source
+            or clean_name(source) != source
+            or type(number) is not int
+            or not 0 <= number < 2**53
+        ):
+            raise MalformedRequestError(
+                f"a block is named {source!r}, {number!r}",
+                "name the source with up to 128 letters, and count its blocks from 0",
+            )
+
+    def _known(self, source: str, number: int) -> bool:
+        seen = self._seen.get(source)
+        return seen is not None and number in seen
+
+    def _remember(self, source: str, number: int) -> None:
+        seen = self._seen.pop(source, None) or _Seen(max(-1, number - _REMEMBERED - 1), [])
+        self._seen[source] = seen  # at the end: heard of last
+        lost = seen.add(number)
+        forgotten = 0
+        while len(self._seen) > _MOST_SOURCES:
+            del self._seen[next(iter(self._seen))]
+            forgotten += 1
+        self._tell(lost_blocks=lost, forgotten_sources=forgotten)
+
+    def _tell(self, **more: int) -> None:
+        def added(tally: Tally) -> Tally:
+            return replace(tally, **{name: getattr(tally, name) + n for name, n in more.items()})
+
+        self._untold, self.total = added(self._untold), added(self.total)
+
+    def to_json(self) -> bytes:
+        """All of the state, format ``chancery.drift-cutter/v1``."""
+        return canonical_json(
+            {
+                "format": FORMAT,
+                "profile": self._profile.digest,
+                "rows": self._rows,
+                "every_ms": self._every,
+                "lateness_ms": self._lateness,
+                "ahead_ms": self._ahead,
+                "newest_ms": self._newest,
+                "next": self._next,
+                "open": [
+                    {"index": i, "counts": self._open[i].to_dict()} for i in sorted(self._open)
+                ],
+                "ready": [
+                    {"index": w.index, "counts": w.counts.to_dict(), "tally": asdict(w.tally)}
+                    for w in self._ready
+                ],
+                "seen": [
+                    {"source": source, "floor": seen.floor, "above": seen.above}
+                    for source, seen in self._seen.items()
+                ],
+                "untold": asdict(self._untold),
+                "total": asdict(self.total),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, profile: DriftProfile, data: bytes | str) -> WindowCutter:
+        """Go on from ``to_json``.
+
+        Raises:
+            MalformedRequestError: not such a document, or the state of another profile.
+        """
+        fields = Fields.parse(data, FORMAT, "state of drift windows")
+        fields.text("profile", among=(profile.digest,))
+        rows, every = fields.optional_integer("rows"), fields.optional_integer("every_ms")
+        if (rows is None) == (every is None) or (rows or every or 0) < 1:
+            raise fields.wrong("has not one of rows and every_ms")
+        cutter = cls(
+            profile,
+            rows=rows,
+            every_ms=every,
+            lateness_ms=fields.integer("lateness_ms"),
+            ahead_ms=fields.integer("ahead_ms"),
+        )
+        cutter._newest = fields.optional_integer("newest_ms")
+        cutter._next = fields.integer("next", least=-(2**53))
+        for one in fields.objects("open"):
+            index = one.integer("index", least=-(2**53))
+            cutter._open[index] = WindowCounts.from_fields(profile, one.object("counts"))
+            one.done()
+        for one in fields.objects("ready"):
+            cutter._ready.append(
+                Window(
+                    one.integer("index", least=-(2**53)),
+                    WindowCounts.from_fields(profile, one.object("counts")),
+                    Tally.from_fields(one.object("tally")),
+                )
+            )
+            one.done()
+        for one in fields.objects("seen"):
+            seen = _Seen(one.integer("floor", least=-1), one.integers("above"))
+            if any(low >= high for low, high in pairwise([seen.floor, *seen.above])):
+                raise one.wrong("has numbers that do not ascend from its floor")
+            cutter._seen[one.text("source")] = seen
+            one.done()
+        cutter._untold = Tally.from_fields(fields.object("untold"))
+        cutter.total = Tally.from_fields(fields.object("total"))
+        fields.done()
+        return cutter
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Numbers of one source that came: all up to ``floor``, and those in ``above``, ascending."""
+
+    floor: int
+    above: list[int]
+
+    def __contains__(self, number: int) -> bool:
+        if number <= self.floor:
+            return True
+        place = bisect_left(self.above, number)
+        return place < len(self.above) and self.above[place] == number
+
+    def add(self, number: int) -> int:
+        """Remember a number that is new; how many others were given up for lost."""
+        insort(self.above, number)
+        lost = 0
+        if len(self.above) > _REMEMBERED:
+            lost = self.above[0] - self.floor - 1
+            self.floor = self.above.pop(0)
+        done = 0
+        while done < len(self.above) and self.above[done] == self.floor + 1:
+            self.floor += 1
+            done += 1
+        del self.above[:done]
+        return lost

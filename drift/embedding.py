@@ -1,0 +1,159 @@
+"""Embeddings: vectors (n, k) as a few numeric columns, by fixed random projections.
+
+A vector's coordinates mean nothing one by one, and there are too many of them. Projected onto a
+handful of random Gaussian directions, a shift of the mean by δ shows in a projection as a normal
+variable of the same size on average (the idea of the Johnson–Lindenstrauss lemma: W. Johnson and
+J. Lindenstrauss, Contemporary Mathematics 26, 1984), and each projection is binned like any other
+number. A vector with a component that is missing or not finite is missing; one of another width is
+unparsable in every projection.
+
+The directions come from the seed in the profile, by numpy's ``RandomState``, whose streams are
+frozen for good (NEP 19), so the same profile gives the same columns for ever.
+
+Example::
+
+    embedding = Embedding("text", width=384, directions=16, seed=0)
+    embedding.columns(vectors)       # {"text#00": (n,), …, "text#15": (n,)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from drift.documents import Fields
+from governance.errors import MalformedRequestError
+
+__all__ = ["Embedding"]
+
+_LARGEST = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """One embedding that a model takes or gives.
+
+    Attributes:
+        name: Of the vectors in a block of rows.
+        width: k, components of a vector.
+        directions: Projections that are counted.
+        seed: Of the directions.
+    """
+
+    name: str
+    width: int
+    directions: int = 16
+    seed: int = 0
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Of the projections, as columns."""
+        return tuple(f"{self.name}#{place:02d}" for place in range(self.directions))
+
+    def columns(self, vectors: ArrayLike) -> dict[str, NDArray[Any]]:
+        """The projections (n,) of vectors (n, k), by column name."""
+        if not isinstance(vectors, np.ndarray) and isinstance(vectors, Sequence):
+            # Built by hand: numpy refuses a list of vectors of differing lengths.
+            array = np.empty(len(vectors), dtype=object)
+            for place, vector in enumerate(vectors):
+                array[place] = vector
+        else:
+            array = np.asarray(vectors)
+        if array.ndim == 2 and array.dtype.kind in "fiub" and array.shape[1] == self.width:
+            projected = self._project(array.astype(np.float64))
+        elif array.ndim == 1 and array.dtype == object:
+            projected = self._one_by_one(array)
+        else:
+            projected = np.full((len(array), self.directions), "no vector", dtype=object)
+        return dict(zip(self.column_names, np.ascontiguousarray(projected.T), strict=True))
+
+    def _project(self, vectors: NDArray[np.float64]) -> NDArray[np.float32]:
+        sound = np.isfinite(vectors).all(axis=1)
+        projected = (
+            np.where(sound[:, None], vectors, 0.0)
+            @ _directions(self.width, self.directions, self.seed).T
+        )
+        # A matrix product rounds differently in blocks of different sizes; single precision hides
+        # that, so that a vector falls into the same bin in whatever block it comes.
+        with np.errstate(over="ignore"):
+            projected = projected.astype(np.float32)
+        projected[~sound] = np.nan
+        return projected
+
+    def _one_by_one(self, vectors: NDArray[Any]) -> NDArray[Any]:
+        """Vectors that came as objects: some of them may be absent, or no vectors."""
+        projected = np.full((len(vectors), self.directions), "no vector", dtype=object)
+        for place, vector in enumerate(vectors.tolist()):
+            if vector is None or (isinstance(vector, float) and vector != vector):
+                projected[place] = None
+                continue
+            try:
+                row = np.asarray(vector, dtype=np.float64)
+            except (TypeError, ValueError):
+                continue
+            if row.shape == (self.width,) and not _has_text(vector):
+                projected[place] = self._project(row[None, :])[0]
+        return projected
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "width": self.width,
+            "directions": self.directions,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Embedding:
+        """Inverse of ``to_dict``.
+
+        Raises:
+            MalformedRequestError: names the place.
+        """
+        embedding = cls(
+            fields.text("name"),
+            fields.integer("width", least=1),
+            fields.integer("directions", least=1),
+            fields.integer("seed"),
+        )
+        fields.done()
+        if max(embedding.width, embedding.directions) > _LARGEST or embedding.seed >= 2**32:
+            raise fields.wrong(f"asks for more than {_LARGEST} components or directions")
+        return embedding
+
+    @classmethod
+    def fit(
+        cls, name: str, vectors: ArrayLike, *, directions: int = 16, seed: int = 0
+    ) -> Embedding:
+        """The embedding of reference vectors (n, k).
+
+        Raises:
+            MalformedRequestError: not a matrix of numbers.
+        """
+        array = np.asarray(vectors)
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or not 0 < array.shape[1] <= _LARGEST:
+            raise MalformedRequestError(
+                f"embedding {name!r} is an array of {array.dtype} with the shape {array.shape}, "
+                "not a vector of numbers a row",
+                "pass an array (rows, components); missing vectors as rows of NaN",
+            )
+        return cls(name, int(array.shape[1]), directions, seed)
+
+
+def _has_text(vector: Any) -> bool:
+    return not isinstance(vector, np.ndarray) and any(isinstance(x, str | bytes) for x in vector)
+
+
+@lru_cache(maxsize=64)
+def _directions(width: int, directions: int, seed: int) -> NDArray[np.float64]:
+    """Directions (directions, width) of expected length 1."""
+    drawn = np.random.RandomState(seed).standard_normal((directions, width))
+    scaled: NDArray[np.float64] = drawn / np.sqrt(width)
+    scaled.flags.writeable = False
+    return scaled

@@ -1,0 +1,285 @@
+"""Fits a drift profile to reference rows, at training time and with one call.
+
+Rows are taken in the order in which they came (or by ``times``), and never shuffled: windows of
+live traffic are stretches of time too, and shuffled ones would look calmer than any of them.
+
+Calibration: the reference is cut into windows of W rows after each other, up to 100 spread evenly
+over time, and each is compared with the counts of all other rows. Bins are those of the whole
+reference. With ``calibration=`` the windows are cut from rows given for it, which came later.
+
+Example::
+
+    profile = fit_profile(frame[features], {"score": scores}, model="fraud", window=1000,
+                          datasets={"transactions-2024": digest}, pii={"town": "bin"})
+    Path("drift_profile.json").write_bytes(profile.to_json())
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from drift.bins import Bins, fit_bins, smoothed
+from drift.embedding import Embedding
+from drift.profile import Calibration, Column, DriftProfile, Pii, Role
+from drift.psi import psi
+from drift.rules import Rules
+from drift.sequential import DirichletBets
+from drift.tables import Table, columns_of, one_dimensional
+from governance.errors import MalformedRequestError
+
+__all__ = ["fit_profile"]
+
+_MOST_WINDOWS = 100
+_MOST_BINS = 1000
+_TOGETHER = 64  # columns that are weighed at once, to spare wide tables the calls
+
+
+def fit_profile(
+    features: Table,
+    outputs: Table | None = None,
+    *,
+    model: str,
+    window: int = 1000,
+    embeddings: Mapping[str, ArrayLike] | None = None,
+    bins: int = 10,
+    kinds: Mapping[str, Literal["numeric", "category"]] | None = None,
+    pii: Mapping[str, Pii] | None = None,
+    protected: Collection[str] = (),
+    rules: Rules | None = None,
+    backend: Literal["native", "alibi"] = "native",
+    datasets: Mapping[str, str] | None = None,
+    times: ArrayLike | None = None,
+    calibration: Table | None = None,
+    directions: int = 16,
+    seed: int = 0,
+    performance: Mapping[str, Any] | None = None,
+    fairness: Mapping[str, Any] | None = None,
+) -> DriftProfile:
+    """The profile of a model.
+
+    Args:
+        features: Reference rows as the model sees them.
+        outputs: What the model says to them: predictions, scores, probabilities of classes.
+        model: Name of the registered model.
+        window: W, rows of a window; the reference needs ten times as many.
+        embeddings: Vectors (n, k) by name.
+        bins: Ranges between the least and the largest value of a numeric column.
+        kinds: Of columns whose type says otherwise (a postal code that is an integer).
+        pii: What may be kept of personal columns: ``bin`` or ``mask``.
+        protected: Columns by whose groups fairness is judged.
+        rules: When to warn and to alert.
+        backend: Who confirms alarms.
+        datasets: Data sets of the reference, name → digest.
+        times: Of the rows (n,), to put them into order; without, they lie in order already.
+        calibration: Later rows to calibrate on, features, outputs and embeddings together.
+        directions: Projections of each embedding.
+        seed: Of the projections.
+        performance: Kept as it is.
+        fairness: Kept as it is.
+
+    Raises:
+        MalformedRequestError: names what is wrong with the rows.
+    """
+    if not 1 <= bins <= _MOST_BINS:
+        raise MalformedRequestError(f"bins={bins} ranges cannot be made", "pass bins=10")
+    plain: dict[str, tuple[Role, NDArray[Any]]] = {}
+    tables: list[tuple[Role, Table]] = [("feature", features), ("output", outputs)]
+    for role, table in tables:
+        for name, values in columns_of(table, f"{role}s").items():
+            if name in plain:
+                raise _twice(name)
+            plain[name] = (role, one_dimensional(values, name))
+    vectors: list[tuple[Embedding, Any]] = []
+    for name, values in columns_of(embeddings, "embeddings").items():
+        vectors.append((Embedding.fit(name, values, directions=directions, seed=seed), values))
+    lengths = {name: len(values) for name, (_, values) in plain.items()}
+    lengths |= {one.name: len(values) for one, values in vectors}
+    rows = _rows(lengths, window)
+    for one, values in vectors:
+        if one.name in plain:
+            raise _twice(one.name)
+        for name, column in one.columns(values).items():
+            if name in plain:
+                raise _twice(name)
+            plain[name] = ("embedding", column)
+    _known(plain, pii or {}, "pii")
+    _known(plain, kinds or {}, "kinds")
+    _known(plain, protected, "protected")
+    order = _order(times, rows)
+    later = _later(calibration, [one for one, _ in vectors], window)
+    fitted: list[Column] = []
+    cut = _Windows(rows if calibration is None else _length(later), window)
+    for name, (role, array) in plain.items():
+        kept = (pii or {}).get(name, "keep")
+        if kept not in ("keep", "bin", "mask"):
+            raise MalformedRequestError(
+                f"pii of column {name!r} is {kept!r}", "write keep, bin or mask"
+            )
+        ordered = array if order is None else array[order]
+        fit = fit_bins(
+            ordered,
+            bins=bins,
+            kind="presence" if kept == "mask" else (kinds or {}).get(name),
+            private=kept != "keep",
+        )
+        codes = fit.codes(ordered)
+        counts = np.bincount(codes, minlength=fit.size).astype(np.int64)
+        if later is None:
+            cut.compare(fit, counts, codes, left_out=True)
+        elif name in later:
+            later_codes = fit.codes(one_dimensional(later[name], name))
+            cut.compare(fit, counts, later_codes, left_out=False)
+        else:
+            raise MalformedRequestError(
+                f"the calibration rows lack the column {name!r}",
+                "pass features, outputs and embeddings together",
+            )
+        fitted.append(Column(name, role, fit, tuple(counts.tolist()), kept, name in protected))
+    return DriftProfile(
+        model=model,
+        columns=tuple(fitted),
+        rows=rows,
+        window=window,
+        calibration=cut.result("left out" if later is None else "given"),
+        embeddings=tuple(one for one, _ in vectors),
+        datasets=dict(datasets or {}),
+        rules=rules or Rules(),
+        backend=backend,
+        performance=performance,
+        fairness=fairness,
+    )
+
+
+class _Windows:
+    """Compares the calibration windows with the reference, a column at a time."""
+
+    def __init__(self, rows: int, window: int) -> None:
+        whole = rows // window
+        count = min(whole, _MOST_WINDOWS)
+        self._window = window
+        self._first = (np.arange(count) * whole // max(count, 1)) * window
+        self._psi: list[float] = []
+        self._log_e: list[NDArray[np.float64]] = []
+        self._parts: list[NDArray[np.int64]] = []
+        self._references: list[NDArray[np.float64]] = []
+
+    def compare(
+        self,
+        bins: Bins,
+        counts: NDArray[np.int64],
+        codes: NDArray[np.int64],
+        *,
+        left_out: bool,
+    ) -> None:
+        """One column's windows (cut from ``codes``) against the reference's ``counts``."""
+        windows, size = len(self._first), bins.size
+        places = self._first[:, None] + np.arange(self._window)
+        cells = codes[places] + np.arange(windows)[:, None] * size
+        parts = np.bincount(cells.ravel(), minlength=windows * size).reshape(windows, size)
+        self._parts.append(parts)
+        rest = counts - parts if left_out else np.broadcast_to(counts, parts.shape)
+        self._references.append(smoothed(rest))
+        if len(self._parts) == _TOGETHER:
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Weigh the columns that wait. Each window stands as a column: the sums are the same."""
+        if not self._parts:
+            return
+        windows = len(self._first)
+        sizes = np.repeat([parts.shape[1] for parts in self._parts], windows)
+        starts = np.cumsum(sizes) - sizes
+        parts = np.concatenate([parts.ravel() for parts in self._parts])
+        reference = np.concatenate([reference.ravel() for reference in self._references])
+        self._psi += psi(parts, reference, starts).reshape(-1, windows).max(axis=1).tolist()
+        self._log_e += list(DirichletBets(reference, starts).log_e(parts).reshape(-1, windows))
+        self._parts, self._references = [], []
+
+    def result(self, source: Literal["left out", "given"]) -> Calibration:
+        """What was found."""
+        self._weigh()
+        log_r = np.full(len(self._psi), -np.inf)
+        largest = 0.0
+        for log_e in np.array(self._log_e).T:
+            log_r = np.minimum(np.logaddexp(0.0, log_r) + log_e, math.log(1e12))
+            largest = max(largest, float(np.exp(log_r).mean()))
+        return Calibration(len(self._first), self._window, source, tuple(self._psi), largest)
+
+
+def _rows(lengths: Mapping[str, int], window: int) -> int:
+    """The common length of the columns, if it is enough."""
+    if not lengths:
+        raise MalformedRequestError("the reference has no columns", "pass the model's features")
+    name, rows = next(iter(lengths.items()))
+    for other, length in lengths.items():
+        if length != rows:
+            raise MalformedRequestError(
+                f"column {other!r} has {length} rows, and {name!r} has {rows}",
+                "pass the same rows for every column",
+            )
+    if rows == 0:
+        raise MalformedRequestError("the reference has no rows", "pass the rows of the training")
+    if window < 1:
+        raise MalformedRequestError(f"a window of {window} rows is none", "pass window=1000")
+    if rows < 10 * window:
+        fits = rows // 10
+        raise MalformedRequestError(
+            f"the reference has {rows} rows, and windows of {window} rows need at least "
+            f"{10 * window}",
+            f"pass window={fits}, which fits, or more rows" if fits else "pass more rows",
+        )
+    return rows
+
+
+def _order(times: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
+    if times is None:
+        return None
+    array = one_dimensional(times, "times")
+    if len(array) != rows or array.dtype.kind not in "fiumM":
+        raise MalformedRequestError(
+            f"times has {len(array)} values of {array.dtype} for {rows} rows",
+            "pass one number or time a row",
+        )
+    return np.argsort(array, kind="stable")
+
+
+def _later(table: Table | None, embeddings: list[Embedding], window: int) -> dict[str, Any] | None:
+    """Calibration rows by column name, vectors as projections."""
+    if table is None:
+        return None
+    columns = columns_of(table, "calibration rows")
+    for one in embeddings:
+        if one.name in columns:
+            columns |= one.columns(columns.pop(one.name))
+    lengths = sorted({len(values) for values in columns.values()})
+    if len(lengths) != 1 or lengths[0] < window:
+        raise MalformedRequestError(
+            f"the calibration rows have the lengths {lengths}, and a window has {window} rows",
+            "pass the same rows for every column, at least one window of them",
+        )
+    return columns
+
+
+def _length(columns: Mapping[str, Any] | None) -> int:
+    return len(next(iter(columns.values()))) if columns else 0
+
+
+def _known(columns: Mapping[str, object], named: Collection[str], what: str) -> None:
+    for name in named:
+        if name not in columns:
+            raise MalformedRequestError(
+                f"{what} names the column {name!r}, which the reference has not",
+                f"its columns are {', '.join(sorted(columns)[:20])}",
+            )
+
+
+def _twice(name: str) -> MalformedRequestError:
+    return MalformedRequestError(
+        f"the column {name!r} comes twice, among features, outputs and embeddings",
+        "give each its own name",
+    )

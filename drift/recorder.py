@@ -1,0 +1,351 @@
+"""What a served model saw and said, put aside at the cost of a queue's append.
+
+``append`` keeps a reference to what it is given and counts it; everything else (columns, types,
+privacy) happens in ``flush``, off the way of answers. So hand over arrays and lists that nobody
+changes afterwards.
+
+Memory is bounded by rows and bytes. What has no room is dropped and counted; what sampling leaves
+out is counted; what is no table is counted as malformed when it is looked at. These counts are in
+the next block, so a monitor knows how much it did not see. Sampling goes by the request's id (the
+same requests on every replica, so that labels find their predictions) or, without one, by chance.
+
+Bytes are those of arrays, or what the caller says (``nbytes``: the length of the request's body is
+a good figure), or estimated: from the first row of lists, from the shape of a DataFrame.
+
+Example::
+
+    recorder = Recorder("replica-1.3f2a", model="fraud", columns=("amount", "age"),
+                        privacy=Privacy({"age": "bin"}, edges={"age": (18.0, 65.0)}))
+    recorder.append([[12.5, 41]], [0.93], version="7", request_id="r-1")
+    for block in recorder.flush():
+        spool.put(block)
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from threading import Lock
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from drift.blocks import Block
+from drift.columns import Column, columns_of, joined, typed
+from drift.privacy import Action, Privacy
+from governance.errors import ConfigurationError
+
+__all__ = ["Recorder", "RecorderCounts"]
+
+_MOST_EXTRA = 20
+_VALUE = 32  # bytes of a Python number in a list, about
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderCounts:
+    """Rows since the recorder began.
+
+    Attributes:
+        recorded: Taken into the queue.
+        dropped: For which there was no room.
+        sampled_out: Left out on purpose.
+        malformed: Taken, and no table when looked at.
+        waiting: In the queue now.
+        waiting_bytes: Of them, about.
+    """
+
+    recorded: int
+    dropped: int
+    sampled_out: int
+    malformed: int
+    waiting: int
+    waiting_bytes: int
+
+
+_Entry = tuple[Any, Any, str, int, str, int, int]
+"""Data, predictions, version, time, request's id, rows, bytes."""
+
+_NO_TABLE = (ValueError, TypeError, LookupError, AttributeError)
+
+
+class Recorder:
+    """One per process that answers; ``append`` and ``flush`` may run in different threads.
+
+    Args:
+        source: This life of this replica; never used again after a restart.
+        model, deployment: What answers.
+        columns: The inputs that are expected, in order; None takes whatever comes.
+        privacy: What may leave.
+        most_rows, most_bytes: Of the queue.
+        block_rows: Rows of a block at most, except that a request is not cut.
+        sample: Share of requests that are recorded, in (0, 1].
+        rng: For requests without id; needed when ``sample`` is below 1.
+        clock: Milliseconds since the epoch.
+        new_id: Ids of blocks, 32 hex digits.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        model: str,
+        deployment: str = "",
+        columns: Sequence[str] | None = None,
+        privacy: Privacy | None = None,
+        most_rows: int = 100_000,
+        most_bytes: int = 1 << 26,
+        block_rows: int = 4096,
+        sample: float = 1.0,
+        rng: np.random.Generator | None = None,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        if not 0 < sample <= 1 or (sample < 1 and rng is None):
+            raise ConfigurationError(
+                f"a sample of {sample}, {'with' if rng else 'without'} a generator",
+                "sample a share above 0, and give a generator when it is below 1",
+            )
+        if min(most_rows, most_bytes, block_rows) < 1:
+            raise ConfigurationError(
+                f"room for {most_rows} rows, {most_bytes} bytes, blocks of {block_rows}",
+                "leave room for at least one of each",
+            )
+        self._source = source
+        self._model = model
+        self._deployment = deployment
+        self._columns = None if columns is None else tuple(columns)
+        self._privacy = privacy or Privacy()
+        self._most_rows = most_rows
+        self._most_bytes = most_bytes
+        self._block_rows = block_rows
+        self._threshold = int(sample * 2**32)
+        self._sample = sample
+        self._rng = rng
+        self._clock = clock
+        self._new_id = new_id
+        self._lock = Lock()
+        self._flushing = Lock()
+        self._queue: deque[_Entry] = deque()
+        self._rows = self._bytes = self._sequence = 0
+        self._recorded = self._dropped = self._sampled_out = self._malformed = 0
+        self._told = (0, 0, 0)
+
+    def append(
+        self,
+        data: Any,
+        predictions: Any,
+        version: str = "",
+        time_ms: int | None = None,
+        request_id: str = "",
+        nbytes: int = 0,
+    ) -> bool:
+        """One request's rows; false if they were dropped or left out (counted).
+
+        Args:
+            data: Array (rows, width), columns by name, DataFrame, or a list of rows.
+            predictions: Array (rows,) or (rows, width), outputs by name, or a list.
+            version: That answered.
+            time_ms: When; now if it is not said.
+            request_id: Under which labels come.
+            nbytes: Size of it all, if known.
+        """
+        try:
+            rows = len(predictions)
+            if type(predictions) is dict:
+                rows = len(next(iter(predictions.values())))
+            nbytes = nbytes or _size_of(data, rows)
+        except (TypeError, AttributeError, LookupError, StopIteration):
+            with self._lock:
+                self._malformed += 1
+            return False
+        if not rows:
+            return True
+        if self._sample < 1 and not self._drawn(request_id):
+            with self._lock:
+                self._sampled_out += rows
+            return False
+        if time_ms is None:
+            time_ms = self._clock()
+        with self._lock:
+            if self._rows + rows > self._most_rows or self._bytes + nbytes > self._most_bytes:
+                self._dropped += rows
+                return False
+            self._queue.append((data, predictions, version, time_ms, request_id, rows, nbytes))
+            self._rows += rows
+            self._bytes += nbytes
+            self._recorded += rows
+        return True
+
+    def _drawn(self, request_id: str) -> bool:
+        if request_id:
+            return crc32(request_id.encode("utf-8", "replace")) < self._threshold
+        return self._rng is not None and self._rng.random() < self._sample
+
+    @property
+    def counts(self) -> RecorderCounts:
+        with self._lock:
+            return RecorderCounts(
+                self._recorded,
+                self._dropped,
+                self._sampled_out,
+                self._malformed,
+                self._rows,
+                self._bytes,
+            )
+
+    def flush(self) -> list[Block]:
+        """What waits, as blocks of one version each, in order."""
+        with self._flushing:
+            with self._lock:
+                entries, self._queue = self._queue, deque()
+                self._rows = self._bytes = 0
+            blocks = []
+            for version, run in groupby(entries, key=lambda entry: entry[2]):
+                for chunk in self._chunks(run):
+                    block = self._block(str(version), chunk)
+                    if block is not None:
+                        blocks.append(block)
+            return blocks
+
+    def _chunks(self, entries: Iterable[_Entry]) -> list[list[_Entry]]:
+        chunks: list[list[_Entry]] = []
+        room = 0
+        for entry in entries:
+            if entry[5] > room or not chunks:
+                chunks.append([])
+                room = self._block_rows
+            chunks[-1].append(entry)
+            room -= entry[5]
+        return chunks
+
+    def _block(self, version: str, entries: list[_Entry]) -> Block | None:
+        try:
+            good = entries
+            inputs, outputs = self._tables(entries)
+        except _NO_TABLE:
+            good = [entry for entry in entries if self._is_table(entry)]
+            with self._lock:
+                self._malformed += sum(e[5] for e in entries) - sum(e[5] for e in good)
+            if not good:
+                return None
+            inputs, outputs = self._tables(good)
+        return self._built(version, good, inputs, outputs)
+
+    def _tables(self, entries: list[_Entry]) -> tuple[dict[str, Column], dict[str, Column]]:
+        seen, said = [], []
+        for _, run in groupby(entries, key=_alike):
+            data, predictions, rows = _stacked(list(run))
+            seen.append((rows, columns_of(data, rows, self._columns)))
+            said.append((rows, columns_of(predictions, rows, alone="prediction")))
+        return joined(seen), joined(said)
+
+    def _is_table(self, entry: _Entry) -> bool:
+        try:
+            self._tables([entry])
+        except _NO_TABLE:
+            return False
+        return True
+
+    def _built(
+        self,
+        version: str,
+        good: list[_Entry],
+        inputs: dict[str, Column],
+        outputs: dict[str, Column],
+    ) -> Block:
+        rows = sum(entry[5] for entry in good)
+        extra: tuple[str, ...] = ()
+        if self._columns is not None:
+            strange = [name for name in inputs if name not in self._columns]
+            hidden = self._privacy.default == Action.MASK
+            extra = tuple(strange[:_MOST_EXTRA]) if not hidden else ("(masked)",) * bool(strange)
+            absent = typed([None] * rows)
+            inputs = {name: inputs.get(name, absent) for name in self._columns}
+        inputs, masked = self._privacy.applied(inputs)
+        outputs, masked_outputs = self._privacy.applied(outputs, "output:")
+        with self._lock:
+            now = (self._dropped, self._sampled_out, self._malformed)
+            dropped, sampled_out, malformed = (a - b for a, b in zip(now, self._told, strict=True))
+            self._told = now
+            sequence, self._sequence = self._sequence, self._sequence + 1
+        each = [entry[5] for entry in good]
+        ids = None
+        if self._privacy.request_id == Action.KEEP:
+            ids = np.repeat(np.array([entry[4] for entry in good], dtype=object), each)
+        return Block(
+            id=self._new_id(),
+            source=self._source,
+            sequence=sequence,
+            model=self._model,
+            version=version,
+            deployment=self._deployment,
+            time_ms=np.repeat(np.array([entry[3] for entry in good], dtype=np.int64), each),
+            inputs=inputs,
+            outputs=outputs,
+            request_id=ids,
+            request_row=np.arange(rows) - np.repeat(np.cumsum(each) - each, each),
+            dropped=dropped,
+            sampled_out=sampled_out,
+            malformed=malformed,
+            masked=masked + masked_outputs,
+            extra=extra,
+        )
+
+
+def _size_of(data: Any, rows: int) -> int:
+    """Bytes of a request, about: of an array's exactly, else by the first row."""
+    known = getattr(data, "nbytes", None)
+    if type(known) is int:
+        return known
+    if isinstance(data, list | tuple):
+        return 64 + rows * _size_of_row(data[0] if data else ())
+    if isinstance(data, Mapping):
+        return 64 + sum(
+            values.nbytes if isinstance(values, np.ndarray) else rows * _size_of_row(values[:1])
+            for values in data.values()
+        )
+    return int(rows * data.shape[1] * _VALUE)  # a DataFrame; asking it would take a millisecond
+
+
+def _size_of_row(row: Any) -> int:
+    if isinstance(row, dict):
+        row = row.values()
+    elif not isinstance(row, list | tuple):
+        row = (row,)
+    size = _VALUE * len(row)
+    for value in row:  # a plain loop over plain types: this runs while a client waits
+        kind = type(value)
+        if kind is str or kind is bytes or kind is list:
+            size += len(value) * (_VALUE if kind is list else 1)
+    return size
+
+
+def _alike(entry: _Entry) -> Any:
+    """Neighbours of the same kind are stacked before they are looked at: 256 arrays of one row
+    each make one array, not 256 tables."""
+    data, predictions, rows = entry[0], entry[1], entry[5]
+    if type(data) is np.ndarray and type(predictions) is np.ndarray:
+        if data.ndim == 2 and len(data) == rows:
+            kinds = (data.dtype.kind, predictions.dtype.kind)
+            return (*kinds, data.shape[1], predictions.shape[1:])
+    elif type(data) is list and type(predictions) is list and len(data) == rows:
+        first = type(data[0])
+        if first in (list, dict):
+            return first, type(predictions[0])
+    return id(entry)
+
+
+def _stacked(run: list[_Entry]) -> tuple[Any, Any, int]:
+    if len(run) == 1:
+        return run[0][0], run[0][1], run[0][5]
+    rows = sum(entry[5] for entry in run)
+    if type(run[0][0]) is np.ndarray:
+        arrays = np.concatenate([entry[0] for entry in run])
+        return arrays, np.concatenate([entry[1] for entry in run]), rows
+    data = list(chain.from_iterable(entry[0] for entry in run))
+    return data, list(chain.from_iterable(entry[1] for entry in run)), rows
