@@ -31,7 +31,7 @@ unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit tests/golden
 
 # Where speed is tested, or demand followed, nothing else runs.
-ALONE := tests/integration/test_faults_ray.py tests/integration/test_scale_ray.py
+ALONE := $(patsubst %,tests/integration/test_%_ray.py,deploy faults scale)
 
 integration: $(STAMP) system
 	$(BIN)/python -m pytest $(ALONE)
