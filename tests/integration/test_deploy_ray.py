@@ -234,7 +234,8 @@ def test_answers_and_owners_metrics_decide(
         assert "Strongest: outputs: in the bins that the canary favours" in why()
         assert "Answers by bin, where they differ most: " in why()
 
-        begin(f"  metrics:\n{metric('first')}")
+        # Time for the metric's worker to start at each gateway.
+        begin(f"  metrics:\n{metric('first')}", min_seconds=60)
         wait_for(rolled_back, "the metric finds it")
         assert "Strongest: metric.first: mean" in why()
 
