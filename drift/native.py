@@ -17,6 +17,7 @@ number. Call them by ``drift.examine.examine``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -96,15 +97,15 @@ class _Native:
 
 
 @dataclass(frozen=True, slots=True)
-class _ByColumn(_Native):
+class _ByColumn(_Native, ABC):
     @property
-    def name(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def name(self) -> str: ...
 
+    @abstractmethod
     def tests(
         self, reference: Sample, window: Sample, rng: np.random.Generator
-    ) -> Iterable[ColumnFinding]:
-        raise NotImplementedError
+    ) -> Iterable[ColumnFinding]: ...
 
     def find(self, reference: Sample, window: Sample, rng: np.random.Generator) -> Finding:
         reference, window, notes = within_columns(reference, window, rng, self.most_columns)

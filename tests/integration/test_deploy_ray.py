@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import re
 import tempfile
 import threading
 import time
@@ -232,7 +233,8 @@ def test_answers_and_owners_metrics_decide(
         begin("  outputs: {tolerance: 0.1}\n")
         wait_for(rolled_back, "the shifted answers are found")
         assert "Strongest: outputs: in the bins that the canary favours" in why()
-        assert "Answers by bin, where they differ most: " in why()
+        # Two bins differ by the same share: either may be told first.
+        assert re.search(r"Answers by bin, where they differ most: [01]: ", why())
 
         # Time for the metric's worker to start at each gateway.
         begin(f"  metrics:\n{metric('first')}", min_seconds=60)
