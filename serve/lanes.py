@@ -333,6 +333,8 @@ class LanePool:
             if not name:
                 self._remote_due = asyncio.get_running_loop().time() + _REMOTE_AGAIN_S
             return
+        if not name and self._order:
+            return  # while Ray was asked, a socket was found here, which is better
         if isinstance(carrier, SocketLane):
             carrier.largest = self._largest
         self._lanes[name] = _Lane(carrier, hello, self._limits if name else self._remote_limits)

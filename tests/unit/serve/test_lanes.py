@@ -227,6 +227,36 @@ def test_a_remote_lane_is_used_until_there_is_a_socket(folder: Path) -> None:
     run(test)
 
 
+def test_a_remote_lane_that_is_found_after_a_socket_is_not_used(folder: Path) -> None:
+    """To find one is a call to Ray, and takes its time: a socket may appear meanwhile."""
+    asked, may_end = asyncio.Event(), asyncio.Event()
+
+    async def remote() -> tuple[Any, Hello]:
+        asked.set()
+        await may_end.wait()
+
+        async def carry(batch: list[Any]) -> list[Answer]:
+            return [Answer(200, b"far") for _ in batch]
+
+        return carry, Hello.of(scorer())
+
+    async def test() -> None:
+        pool = LanePool(folder, remote=remote, rescan_s=0.01)
+        pool.start()
+        await asked.wait()
+        model = await SocketModel.start(folder / "a.sock", scorer())
+        await until(lambda: pool.lanes == 1)
+        may_end.set()
+        await until(lambda: not pool._connecting)
+        assert pool.lanes == 1
+        for _ in range(4):
+            assert (await pool.ask(JSON, body((1, 2)), 5))[0].body == b'{"predictions":[3.0]}'
+        await pool.close()
+        await model.close()
+
+    run(test)
+
+
 def test_time_runs_out_and_queues_are_full(folder: Path) -> None:
     async def silent() -> tuple[Any, Hello]:
         async def carry(batch: list[Any]) -> list[Answer]:
