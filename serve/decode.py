@@ -121,6 +121,7 @@ class Decoder:
         self._dtype = np.dtype(layout.dtype)
         self._whole = self._dtype.kind in "iu"
         self._limits = np.iinfo(self._dtype) if self._whole else None
+        self._largest = 0.0 if self._whole else float(np.finfo(self._dtype).max)
         if layout.names is not None:
             self._names = layout.names
             self._list_of_names = list(layout.names)
@@ -251,11 +252,10 @@ class Decoder:
         if self._limits is not None:
             if values.min() < self._limits.min or values.max() > self._limits.max:
                 return None
-        elif int in kinds and np.abs(values).max() >= EXACT_INTEGERS:
-            return None
-        if values.dtype != self._dtype:
-            with np.errstate(over="ignore"):
-                values = values.astype(self._dtype)
-            if not self._whole and not np.isfinite(values).all():
+        elif int in kinds or values.dtype != self._dtype:
+            largest = np.abs(values).max()
+            if not largest <= self._largest or (int in kinds and largest >= EXACT_INTEGERS):
                 return None
+        if values.dtype != self._dtype:
+            values = values.astype(self._dtype)
         return values.reshape(len(data), *shape)
