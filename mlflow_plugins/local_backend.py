@@ -193,7 +193,10 @@ class LocalBackend:
         with self.governor.engine.connect() as connection:
             uid = registry.model_uid(connection, name) if name else None
             if name and uid is None:
-                raise NotFoundError(f"there is no governed registered model {name!r}")
+                raise NotFoundError(
+                    f"there is no governed registered model {name!r}",
+                    "check the name: mlflow's UI and search_registered_models() list them",
+                )
             return [_to_request(s) for s in promotions.list_statements(connection, model_uid=uid)]
 
     def approve(self, statement_id: str, bundle: str) -> PromotionRequest:
@@ -391,7 +394,11 @@ class LocalBackend:
                 )
             ).scalar_one_or_none()
         if version is None:
-            raise NotFoundError(f"models:/{name} has no alias {version_or_alias[1:]!r}")
+            raise NotFoundError(
+                f"models:/{name} has no alias {version_or_alias[1:]!r}",
+                f"set it with MlflowClient().set_registered_model_alias, or name a version, as "
+                f"models:/{name}/1",
+            )
         return int(version)
 
     def download(self, name: str, version: int, destination: str) -> str:

@@ -106,7 +106,11 @@ class RestBackend:
         try:
             return int(client.get_model_version_by_alias(name, version_or_alias[1:]).version)
         except MlflowException as error:
-            raise NotFoundError(error.message) from error
+            raise NotFoundError(
+                error.message,
+                f"set the alias with MlflowClient().set_registered_model_alias, or name a version, "
+                f"as models:/{name}/1",
+            ) from error
 
     def download(self, name: str, version: int, destination: str) -> str:
         from mlflow.exceptions import MlflowException

@@ -162,7 +162,7 @@ def test_a_deployment_from_start_to_end(scenario: Scenario, cluster: None, tmp_p
 
     scenario.backend.revoke("fraud", canary, "it leaks")
     # Each gateway asks for the plan in its own time: several answers tell of all of them.
-    wait_for(lambda: {clients.ask()[0] for _ in range(16)} == {503}, "nobody answers", 60)
+    wait_for(lambda: {clients.ask()[0] for _ in range(16)} == {503}, "nobody answers", 15)
     assert b"it leaks" in clients.ask()[1]
     chancery("delete", "fraud")
     wait_for(lambda: record().stopped_ms is not None, "it is taken down")
