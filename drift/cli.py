@@ -73,12 +73,10 @@ def check(
 ) -> None:
     """Compare scored rows with MODEL's profile, once. Exit code 4: an alert."""
     version = load_profile(model, uri=uri)
-    asked = Asked(window or 0, label, time, ignore)
     sink = None if no_publish else MlflowSink(uri, [version.profile], tags_every_ms=2**53)
     digest = digest_of(data, str(window or 0), label, time, *ignore)
-    again = sink is not None and sink.holds_batch(version.subject, digest)
-    if sink is not None and not again:
-        asked = Asked(window or 0, label, time, ignore, sink.next_index(version.subject))
+    first, again = sink.batch(version.subject, digest) if sink is not None else (0, False)
+    asked = Asked(window or 0, label, time, ignore, first)
     reports = list(Check(version).reports(data, asked))
     history = History()
     for report in reports:
@@ -90,12 +88,13 @@ def check(
         _show(reports, decisive, version, history)
     run_id = None
     if sink is not None:
-        run_id = sink.run_id(version.subject)
         if not again:
+            sink.mark_batch(version.subject, digest, first, done=False)
             for report in reports:
                 sink.publish(report)
+            sink.mark_batch(version.subject, digest, first, done=True)
             sink.close()
-            sink.mark_batch(version.subject, digest)
+        run_id = sink.run_id(version.subject)
     level = decisive.verdict.level
     if as_json:
         print_json(

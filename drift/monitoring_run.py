@@ -180,29 +180,33 @@ class MlflowSink:
             if report.verdict.index > run.last:
                 self._publish(run, report)
 
-    def next_index(self, subject: Subject) -> int:
-        """The first window that is not there; makes nothing, and raises as ``publish``."""
-        with self._asking(subject):
-            run = self._found(subject)
-            return 0 if run is None else run.last + 1
-
     def run_id(self, subject: Subject) -> str:
-        """The monitoring run; raises as ``publish``."""
-        with self._asking(subject):
-            return self._run(subject).run_id
-
-    def holds_batch(self, subject: Subject, digest: str) -> bool:
-        """Whether the last batch there is this one; makes nothing, and raises as ``publish``."""
+        """The monitoring run; empty: there is none yet. Raises as ``publish``."""
         with self._asking(subject):
             run = self._found(subject)
-            return run is not None and run.batch == digest
+            return "" if run is None else run.run_id
 
-    def mark_batch(self, subject: Subject, digest: str) -> None:
-        """All windows of a batch are there; raises as ``publish``."""
+    def batch(self, subject: Subject, digest: str) -> tuple[int, bool]:
+        """Which index a batch begins with, and whether all of it is there already.
+
+        A batch that was interrupted begins where it began. Makes nothing; raises as ``publish``.
+        """
+        with self._asking(subject):
+            run = self._found(subject)
+            if run is None:
+                return 0, False
+            known, _, rest = run.batch.partition(":")
+            first, _, done = rest.partition(":")
+            if known == digest and first.isdigit():
+                return int(first), done == "done"
+            return run.last + 1, False
+
+    def mark_batch(self, subject: Subject, digest: str, first: int, *, done: bool) -> None:
+        """Remember a batch before its first window, and after its last; raises as ``publish``."""
         with self._asking(subject):
             run = self._run(subject)
-            self._client().set_tag(run.run_id, _BATCH, digest)
-            run.batch = digest
+            run.batch = f"{digest}:{first}:{'done' if done else 'begun'}"
+            self._client().set_tag(run.run_id, _BATCH, run.batch)
 
     def close(self) -> None:
         """Draw what was not drawn yet, and end the runs; a later report begins them again.

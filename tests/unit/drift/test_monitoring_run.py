@@ -103,7 +103,7 @@ def test_windows_arrive_once_whatever_happens_in_between(
     sink.publish(reports[2])
     # After a restart the run is found again, and what is there already is nothing.
     again = MlflowSink(scenario.uri, [profile])
-    assert again.next_index(reports[0].subject) == 3
+    assert again.batch(reports[0].subject, "a" * 64) == (3, False)
     for report in reports:
         again.publish(report)
     again.close()
@@ -156,6 +156,31 @@ def test_a_window_has_few_metrics_and_all_are_numbers(scenario: Scenario, tmp_pa
     sink = MlflowSink(scenario.uri)  # it finds the profile itself
     sink.publish(report)
     assert set(_run(scenario).data.metrics) == set(found)
+
+
+def test_a_batch_that_was_interrupted_goes_on(scenario: Scenario, tmp_path: Path) -> None:
+    profile, model = registered(scenario)
+    reports = _reports(scenario, tmp_path, model, older=0)
+    subject, digest = reports[0].subject, "a" * 64
+    sink = MlflowSink(scenario.uri, [profile])
+    assert sink.batch(subject, digest) == (0, False)
+    assert sink.run_id(subject) == ""
+    assert scenario.client.get_experiment_by_name("monitoring/fraud") is None
+    sink.publish(reports[0])
+    assert sink.batch(subject, digest) == (1, False)
+    sink.mark_batch(subject, digest, 1, done=False)
+    sink.publish(reports[1])
+    again = MlflowSink(scenario.uri, [profile])
+    assert again.batch(subject, digest) == (1, False)
+    for report in reports[1:]:
+        again.publish(report)
+    again.mark_batch(subject, digest, 1, done=True)
+    again.close()
+    assert again.batch(subject, digest) == (1, True)
+    assert again.batch(subject, "b" * 64) == (4, False)
+    run = _run(scenario)
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in _history(scenario, run.info.run_id, "drift/rows")] == [0, 1, 2, 3]
 
 
 def test_mlflow_away_is_told(tmp_path: Path, scenario: Scenario) -> None:
