@@ -17,10 +17,11 @@ from drift.checking import Asked, Check
 from drift.data_files import digest_of
 from drift.history import History, psi_thresholds
 from drift.model_profile import VersionProfile, load_profile
-from drift.monitoring_run import MlflowSink, experiment_of
+from drift.monitoring_run import MlflowSink
 from drift.page import page, summary
 from drift.profile import DriftProfile
 from drift.report import WindowReport
+from drift.run_contents import experiment_of
 from drift.verdict import Level
 from governance.terminal import answer_errors, console, json_option, print_json, uri_option
 
@@ -73,7 +74,9 @@ def check(
 ) -> None:
     """Compare scored rows with MODEL's profile, once. Exit code 4: an alert."""
     version = load_profile(model, uri=uri)
-    sink = None if no_publish else MlflowSink(uri, [version.profile], tags_every_ms=2**53)
+    sink = None
+    if not no_publish:
+        sink = MlflowSink(uri, [version.profile], pictures_every_ms=None, tags_every_ms=None)
     digest = digest_of(data, str(window or 0), label, time, *ignore)
     first, again = sink.batch(version.subject, digest) if sink is not None else (0, False)
     asked = Asked(window or 0, label, time, ignore, first)
@@ -93,7 +96,7 @@ def check(
             for report in reports:
                 sink.publish(report)
             sink.mark_batch(version.subject, digest, first, done=True)
-            sink.close()
+            sink.close(decisive)
         run_id = sink.run_id(version.subject)
     level = decisive.verdict.level
     if as_json:

@@ -23,10 +23,6 @@ Example::
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,70 +34,25 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from drift.bins import NumericBins
-from drift.history import History, psi_thresholds, score
+from drift.history import History, score
 from drift.model_profile import governance_error, load_profile
 from drift.page import headline, name_of, page
 from drift.plot import before_after, heat_map, over_time, slices
 from drift.profile import DriftProfile
 from drift.report import Subject, WindowReport
+from drift.run_contents import LEVELS, experiment_of, metrics_of, table_of
 from drift.verdict import Level
 from governance.canonical import sha256_hex
 from governance.clock import now_ms
 from governance.errors import UnreachableError
 from governance.settings import GOVERNED_PREFIX, Settings
 
-__all__ = ["MlflowSink", "experiment_of", "metrics_of"]
+__all__ = ["MlflowSink"]
 
 _RUN = "chancery.monitor"
 _LAST = "chancery.last_window"
 _BATCH = "chancery.last_batch"
-_LEVELS = {Level.OK: 0, Level.WARN: 1, Level.ALERT: 2}
-_MOST_METRICS = 20
 _HISTORY = "state/history.json"
-
-
-def experiment_of(model: str) -> str:
-    """Its name."""
-    return f"monitoring/{model}"
-
-
-def metrics_of(report: WindowReport, profile: DriftProfile, history: History) -> dict[str, float]:
-    """Of one window, by name."""
-    verdict, performance = report.verdict, report.performance
-    found: dict[str, float] = {
-        "drift/level": _LEVELS[verdict.level],
-        "drift/rows": verdict.rows,
-        "drift/esr": verdict.esr,
-        "drift/missing_columns": len(report.counts.missing_columns),
-        "drift/new_columns": len(report.counts.extra_columns),
-        "drift/rows_left_out": report.tally.late_rows + report.tally.ahead_rows,
-    }
-    if verdict.judged:
-        limits = dict(zip((c.name for c in profile.columns), psi_thresholds(profile), strict=True))
-        columns = history.points[-1].columns if history.points else {}
-        found |= {
-            "drift/score": score(verdict, profile.rules),
-            "drift/psi": verdict.psi,
-            "drift/psi_threshold": verdict.psi_threshold,
-            "drift/columns_moved": sum(psi >= limits[name] for name, psi in columns.items()),
-        }
-    if report.findings:
-        found["drift/detectors_alarmed"] = sum(one.is_drift is True for one in report.findings)
-    optional = {
-        "drift/estimated_accuracy": performance.estimated_accuracy,
-        "drift/estimated_accuracy_sd": performance.estimated_sd,
-        "drift/accuracy": performance.accuracy,
-        "drift/error_esr": performance.error_esr,
-    }
-    found |= {name: value for name, value in optional.items() if value is not None}
-    if performance.labelled:
-        found["drift/labelled"] = performance.labelled
-    for name, value in performance.fairness:
-        if len(found) == _MOST_METRICS:
-            break
-        found[f"drift/fairness/{re.sub(r'[^A-Za-z0-9_ -]+', '_', name)}"] = value
-    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
 @dataclass(slots=True)
@@ -109,25 +60,48 @@ class _Run:
     """A run, and how far it is.
 
     Attributes:
+        subject: What is watched.
+        run_id: Empty: to be looked for.
         last: Index of the last window that is there whole.
-        latest: Report of the last window; None: none came since the start.
-        tagged: (status, made_ms) of the last tags.
-        drawn_ms: When pictures were drawn.
-        level: Of the window before.
-        stale: There are windows that are not in the pictures.
+        batch: Digest, first index and state of the last batch.
         active: Marked as running.
+        history: For pictures.
+        judged: The last report that was judged; None: none came since the start.
+        told: What the page tells of: of a stretch that is not ok the last of the worst level.
+        tagged: Status and time of the last tags.
+        drawn_ms: When pictures were drawn.
+        stale: There are windows that are not in the pictures.
     """
 
+    subject: Subject
     run_id: str
-    last: int
-    batch: str
+    last: int = -1
+    batch: str = ""
+    active: bool = False
     history: History = field(default_factory=History)
-    latest: WindowReport | None = None
+    judged: WindowReport | None = None
+    told: WindowReport | None = None
     tagged: tuple[str, int] | None = None
     drawn_ms: int = 0
-    level: Level = Level.OK
     stale: bool = False
-    active: bool = False
+
+    def level_before(self, index: int) -> Level:
+        """Of the last window before this one that was judged."""
+        judged = [one.level for one in self.history.points if one.judged and one.index < index]
+        return judged[-1] if judged else Level.OK
+
+    def take(self, report: WindowReport) -> None:
+        """One window more."""
+        self.stale = True
+        if not report.verdict.judged:
+            return
+        level, self.judged = report.verdict.level, report
+        if (
+            self.told is None
+            or level is Level.OK
+            or LEVELS[level] >= LEVELS[self.told.verdict.level]
+        ):
+            self.told = report
 
 
 class MlflowSink:
@@ -136,8 +110,9 @@ class MlflowSink:
     Args:
         uri: Of the server, or of the governed database.
         profiles: Of what is watched; others are loaded from the version.
-        pictures_every_ms: Least time between two drawings.
-        tags_every_ms: Least time between two settings of tags with the same status.
+        pictures_every_ms: Least time between two drawings; None: they are drawn at the end alone.
+        tags_every_ms: Least time between two settings of tags with the same status; None: tags
+            are set at the end alone.
         clock: Milliseconds since the epoch.
     """
 
@@ -146,8 +121,8 @@ class MlflowSink:
         uri: str,
         profiles: Iterable[DriftProfile] = (),
         *,
-        pictures_every_ms: int = 600_000,
-        tags_every_ms: int = 60_000,
+        pictures_every_ms: int | None = 600_000,
+        tags_every_ms: int | None = 60_000,
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self._uri = uri
@@ -208,27 +183,34 @@ class MlflowSink:
             run.batch = f"{digest}:{first}:{'done' if done else 'begun'}"
             self._client().set_tag(run.run_id, _BATCH, run.batch)
 
-    def close(self) -> None:
+    def close(self, about: WindowReport | None = None) -> None:
         """Draw what was not drawn yet, and end the runs; a later report begins them again.
+
+        Args:
+            about: The report that page and tags tell of; default: the last, or of a stretch that
+                is not ok the last of the worst level.
 
         Raises:
             OSError, GovernanceError: as ``publish``; call it again.
         """
-        for key, run in list(self._runs.items()):
-            if run.latest is not None:
-                with self._asking(run.latest.subject):
-                    self._end(run, run.latest)
+        for key, known in list(self._runs.items()):
+            if known.stale or known.judged is not None:
+                with self._asking(known.subject):
+                    self._end(self._run(known.subject), about)
             self._runs.pop(key, None)
 
-    def _end(self, run: _Run, report: WindowReport) -> None:
+    def _end(self, run: _Run, about: WindowReport | None) -> None:
         client = self._client()
-        if run.stale:
+        told, latest = about or run.told, about or run.judged
+        if (run.stale or about is not None) and told is not None:
             with tempfile.TemporaryDirectory(prefix="drift-") as made:
-                self._draw(run, report, Path(made))
+                self._draw(run, told, Path(made))
                 client.log_artifacts(run.run_id, made)
             run.stale = False
-        self._tag(client, run, report, always=True)
+        if latest is not None:
+            self._tag(client, run, latest, always=True)
         client.set_terminated(run.run_id, "FINISHED")
+        run.active = False
 
     @contextmanager
     def _asking(self, subject: Subject) -> Iterator[None]:
@@ -275,10 +257,12 @@ class MlflowSink:
         client = self._client()
         verdict = report.verdict
         run.history.add(report, profile)
-        run.latest, run.stale = report, True
+        run.take(report)
         with tempfile.TemporaryDirectory(prefix="drift-") as made:
-            self._write(run, report, profile, Path(made))
+            drawn = self._write(run, report, profile, Path(made))
             client.log_artifacts(run.run_id, made)
+        if drawn:
+            run.drawn_ms, run.stale = self._clock(), False
         if verdict.judged:
             self._tag(client, run, report)
         at = verdict.last_ms if verdict.last_ms is not None else report.made_ms
@@ -288,22 +272,23 @@ class MlflowSink:
         ]
         client.log_batch(run.run_id, metrics, tags=[RunTag(_LAST, str(verdict.index))])
         run.last = verdict.index
-        run.level = verdict.level if verdict.judged else run.level
 
-    def _write(self, run: _Run, report: WindowReport, profile: DriftProfile, folder: Path) -> None:
-        """The window's files."""
+    def _write(self, run: _Run, report: WindowReport, profile: DriftProfile, folder: Path) -> bool:
+        """The window's files; whether pictures are among them."""
         name = f"{report.verdict.index:06d}-{report.digest[:12]}"
         _put(folder / "reports" / f"{name}.json", report.to_json())
         if report.verdict.level is Level.OK:
-            return
-        _put(folder / "tables" / f"{name}.csv", _table(report, profile))
-        rose = report.verdict.level is Level.ALERT and run.level is not Level.ALERT
-        if rose:
+            return False
+        _put(folder / "tables" / f"{name}.csv", table_of(report, profile))
+        before = run.level_before(report.verdict.index)
+        higher = LEVELS[report.verdict.level] > LEVELS[before]
+        if higher and report.verdict.level is Level.ALERT:
             _put(folder / "alerts" / f"{name}.html", page(report, profile, run.history))
-        higher = _LEVELS[report.verdict.level] > _LEVELS[run.level]
-        if higher or self._clock() - run.drawn_ms >= self._pictures_every_ms:
-            self._draw(run, report, folder)
-            run.stale = False
+        every = self._pictures_every_ms
+        draws = every is not None and (higher or self._clock() - run.drawn_ms >= every)
+        if draws:
+            self._draw(run, run.told or report, folder)
+        return draws
 
     def _draw(self, run: _Run, report: WindowReport, folder: Path) -> None:
         """The pictures, the page, and what they are drawn from."""
@@ -314,17 +299,18 @@ class MlflowSink:
         _put(folder / "pictures" / "before_after.png", before_after(report, profile, name))
         _put(folder / "pictures" / "slices.png", slices(report, name))
         _put(folder / _HISTORY, run.history.to_json())
-        run.drawn_ms = self._clock()
 
     def _tag(self, client: Any, run: _Run, report: WindowReport, *, always: bool = False) -> None:
         """On the version; ``drift.status`` last."""
         verdict, subject = report.verdict, report.subject
         now = (verdict.level.value, report.made_ms)
-        if run.tagged == now or not verdict.judged:
+        if not verdict.judged or run.tagged == now:
             return
-        same = run.tagged is not None and run.tagged[0] == now[0]
-        if not always and same and now[1] - (run.tagged or now)[1] < self._tags_every_ms:
-            return
+        if not always:
+            same = run.tagged is not None and run.tagged[0] == now[0]
+            every = self._tags_every_ms
+            if every is None or (same and now[1] - (run.tagged or now)[1] < every):
+                return
         end = verdict.last_ms if verdict.last_ms is not None else report.made_ms
         for key, value in (
             ("score", f"{score(verdict, self._profile(subject).rules):.3g}"),
@@ -344,7 +330,7 @@ class MlflowSink:
             client = self._client()
             experiment = _experiment_id(client, experiment_of(subject.model), self._artifacts())
             made = self._made(client, experiment, subject, _key(subject))
-            run = self._known(subject, _Run(made.info.run_id, -1, "", active=True))
+            run = self._known(subject, _Run(subject, made.info.run_id, active=True))
         if not run.active:
             self._client().update_run(run.run_id, status="RUNNING")
             run.active = True
@@ -370,6 +356,7 @@ class MlflowSink:
         info, tags = runs[0].info, runs[0].data.tags
         last = tags.get(_LAST, "")
         run = _Run(
+            subject,
             info.run_id,
             int(last) if last.isdigit() else -1,
             tags.get(_BATCH, ""),
@@ -377,15 +364,14 @@ class MlflowSink:
         )
         if known is None:
             run.history = self._history(client, run)
-            run.level = run.history.points[-1].level if run.history.points else Level.OK
         return self._known(subject, run)
 
     def _known(self, subject: Subject, run: _Run) -> _Run:
         """Remembered; with what is not in MLflow of one that was forgotten."""
         before = self._runs.get(_key(subject))
         if before is not None:
-            run.history, run.latest, run.stale = before.history, before.latest, before.stale
-            run.level, run.tagged, run.drawn_ms = before.level, before.tagged, before.drawn_ms
+            run.history, run.judged, run.told = before.history, before.judged, before.told
+            run.tagged, run.drawn_ms, run.stale = before.tagged, before.drawn_ms, before.stale
         self._runs[_key(subject)] = run
         return run
 
@@ -457,31 +443,3 @@ def _experiment_id(client: Any, name: str, artifacts: str | None) -> str:
 def _put(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-
-
-def _table(report: WindowReport, profile: DriftProfile) -> bytes:
-    """Every bin of every column, before and now."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["column", "role", "bin", "reference_rows", "reference_share", "rows", "share"])
-    for place, column in enumerate(profile.columns):
-        now = profile.layout.of_column(place, report.counts.counts)
-        plain = isinstance(column.bins, NumericBins)
-        for name, before, count in zip(column.bins.names, column.counts, now.tolist(), strict=True):
-            writer.writerow(
-                [
-                    _no_formula(column.name),
-                    column.role,
-                    name if plain else _no_formula(name),
-                    before,
-                    f"{before / max(profile.rows, 1):.6g}",
-                    count,
-                    f"{count / max(report.counts.rows, 1):.6g}",
-                ]
-            )
-    return out.getvalue().encode()
-
-
-def _no_formula(text: str) -> str:
-    """A text that a spreadsheet does not run; names come from data."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

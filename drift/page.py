@@ -328,8 +328,8 @@ def _glossary(profile: DriftProfile) -> Iterator[str]:
     note = profile.calibration.note
     yield (
         "<h2>How to read this</h2><p>The <b>reference</b> is the rows that the model was made "
-        f"from: {profile.rows:,} of them. A <b>window</b> is {profile.window:,} rows after each "
-        "other of what it was asked since. <b>eSR</b> is a bet against “nothing has changed” that "
+        f"from: {profile.rows:,} of them. A <b>window</b> is some {profile.window:,} rows in a row "
+        "of what it was asked since. <b>eSR</b> is a bet against “nothing has changed” that "
         "goes on from window to window: if nothing has changed, it reaches 1000 once in 1000 "
         "windows, at most. <b>PSI</b> says how far a column's histogram lies from the reference: "
         "0 is the same. Sure and large together make an alert; a small change can be sure, and a "
@@ -376,6 +376,6 @@ def _share(value: float) -> str:
 
 
 def _big(value: float) -> str:
-    if value >= 1e12:
-        return "10¹² or more"
+    if value >= 1e6:
+        return "over a million"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

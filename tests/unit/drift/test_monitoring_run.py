@@ -15,9 +15,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from drift.checking import Asked, Check
+from drift.history import History
 from drift.model_profile import FILE, load_profile
-from drift.monitoring_run import MlflowSink, metrics_of
+from drift.monitoring_run import MlflowSink
 from drift.report import WindowReport
+from drift.run_contents import metrics_of
 from drift.verdict import Level
 from governance.cli import main
 from governance.errors import GovernanceError, UnreachableError
@@ -147,8 +149,6 @@ def test_a_window_has_few_metrics_and_all_are_numbers(scenario: Scenario, tmp_pa
     report = _reports(scenario, tmp_path, model, older=40)[2]
     many = tuple((f"tpr gap/a=%b{i}", 0.1 * i) for i in range(40))
     report = replace(report, performance=replace(report.performance, fairness=many))
-    from drift.history import History
-
     history = History()
     history.add(report, profile)
     found = metrics_of(report, profile, history)
@@ -220,6 +220,8 @@ def test_check_finds_publishes_and_says_so(scenario: Scenario, tmp_path: Path) -
     run = _run(scenario)
     steps = [step for step, _ in _history(scenario, run.info.run_id, "drift/level")]
     assert steps == [0, 1, 2, 3]  # the second file goes on where the first ended
+    text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/drift.html")
+    assert "has drifted, window 2" in text  # where it began, not the last
     assert "drift.html" in _files(scenario, run.info.run_id)
     tags = scenario.client.get_model_version("fraud", "1").tags
     assert tags["drift.status"] == "alert"
