@@ -180,7 +180,7 @@ def _what(report: WindowReport) -> list[str]:
     if verdict.level is Level.OK:
         return sentences
     for one in verdict.worst[:3]:
-        if one.psi < 0.3 * verdict.psi_threshold or not one.grown:
+        if one.psi < 0.5 * verdict.psi_threshold or not one.grown:
             continue
         grown = one.grown[0]
         kind = {"output": "The model's answer", "embedding": "The embedding's direction"}
@@ -255,7 +255,9 @@ def _where(report: WindowReport) -> list[str]:
         return sentences
     if report.verdict.level is Level.OK:
         return ["Nowhere."]
-    return ["No group of rows stands out, or no rows were kept to look among."]
+    if not report.findings:
+        return ["Nothing has looked for groups among the rows of this window."]
+    return ["No group of rows stands out: the change is spread over all."]
 
 
 def _columns(report: WindowReport) -> Iterator[str]:

@@ -57,7 +57,7 @@ _STYLE: Any = {
 _ROWS = 25  # columns in the heat map
 _CELLS = 120  # windows in it; more are drawn together
 _BARS = 14
-_MOVED = 0.3  # of what an alert needs: columns below it are not worth a histogram
+_MOVED = 0.5  # of what an alert needs: columns below it are not worth a histogram
 
 
 def over_time(history: History, profile: DriftProfile, name: str, form: str = "png") -> bytes:
@@ -142,7 +142,7 @@ def heat_map(history: History, profile: DriftProfile, name: str, form: str = "pn
             if worst is not Level.OK:
                 mark, colour, _ = _MARKS[worst]
                 ax.plot([x], [-0.75], mark, color=colour, markersize=6, clip_on=False)
-        bar = figure.colorbar(image, ax=ax, shrink=0.9, pad=0.02, extend="max")
+        bar = figure.colorbar(image, ax=ax, shrink=0.9, pad=0.02, extend="max", extendfrac=0.03)
         bar.set_ticks([0, 0.5, 1, 2, 3], labels=["0", "½", "1: alert", "2", "3"])
         bar.set_label("PSI, in units of what an alert needs")
         ax.set_title(
@@ -151,7 +151,7 @@ def heat_map(history: History, profile: DriftProfile, name: str, form: str = "pn
         )  # fmt: skip
         ax.set_xlabel(_span(points))
 
-    return _drawn(draw, (10, 1.9 + 0.32 * max(len(shown), 3)), form, "heat-map")
+    return _drawn(draw, (10, 1.9 + 0.26 * max(len(shown), 4)), form, "heat-map")
 
 
 def before_after(
@@ -179,8 +179,8 @@ def before_after(
             over = sizes[place] >= limits[place]
             _draw_column(ax, report, profile, place)
             ax.set_title(
-                f"{_short(column)} ({profile.columns[place].role}): PSI {sizes[place]:.3g}, "
-                f"alert from {limits[place]:.3g}",
+                f"{_short(column, 40)} ({profile.columns[place].role})\n"
+                f"PSI {sizes[place]:.3g}, alert from {limits[place]:.3g}",
                 loc="left", fontsize=10, fontweight="bold", color=_BAD if over else _PLAIN,
             )  # fmt: skip
         handles, labels = axes[0].get_legend_handles_labels()
@@ -202,10 +202,10 @@ def slices(report: WindowReport, name: str, form: str = "png") -> bytes:
             x=0.01, ha="left", fontsize=14, weight="bold",
         )  # fmt: skip
         if not found:
-            ax.text(
-                0.0, 0.5, "No group of rows stands out: the change, if any, is spread over all.",
-                va="center",
-            )  # fmt: skip
+            said = "No group of rows stands out: the change, if any, is spread over all."
+            if not report.findings:
+                said = "Nothing has looked for groups among the rows of this window."
+            ax.text(0.0, 0.5, said, va="center")
             ax.set_axis_off()
             return
         heights = np.arange(len(found))[::-1]
@@ -228,7 +228,7 @@ def slices(report: WindowReport, name: str, form: str = "png") -> bytes:
         ax.set_axisbelow(True)
         ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
 
-    return _drawn(draw, (10, 1.6 + 0.75 * max(len(found), 1)), form, "slices")
+    return _drawn(draw, (10, 1.6 + 0.75 * len(found) if found else 1.0), form, "slices")
 
 
 def time_text(ms: int | None) -> str:
@@ -370,7 +370,7 @@ def _draw_column(ax: Axes, report: WindowReport, profile: DriftProfile, place: i
     if len(shown) > _BARS:
         moved = sorted(shown, key=lambda bin: -abs(after[bin] - before[bin]))[:_BARS]
         shown = sorted(moved)
-    names = [_short(column.bins.names[bin], 18) for bin in shown]
+    names = [_short(column.bins.names[bin], 22) for bin in shown]
     at = np.arange(len(shown))
     ax.bar(at - 0.2, before[shown], 0.4, color=_REFERENCE, label="reference (training)")
     ax.bar(at + 0.2, after[shown], 0.4, color=_WINDOW, hatch="//", edgecolor="white",
@@ -400,5 +400,6 @@ def _times(now: float, before: float) -> str:
 
 def _short(text: str, most: int = 28) -> str:
     """For an axis; a dollar sign would begin a formula."""
-    cut = text if len(text) <= most else f"{text[: most - 1]}…"
+    end = most // 3  # what tells names apart may stand at either end
+    cut = text if len(text) <= most else f"{text[: most - end - 1]}…{text[-end:]}"
     return cut.replace("$", r"\$")
