@@ -98,8 +98,8 @@ def advice(report: WindowReport) -> list[str]:
     inputs = [one.name for one in verdict.worst[:3] if one.role == "feature"]
     for name in inputs[:1] or [one.name for one in verdict.worst[:1]]:
         steps.append(
-            f"Ask whoever provides {name!r} what changed between the two histograms below: a fault "
-            "is repaired there, and a real change stays."
+            f"Ask whoever provides {name!r} what changed between the two histograms, before and "
+            "after: a fault is repaired there, and a real change stays."
         )
     if verdict.level is Level.WARN:
         steps.append("Watch the next windows; a warning alone changes nothing.")
@@ -220,7 +220,9 @@ def _how_bad(report: WindowReport, profile: DriftProfile) -> list[str]:
     sentences = []
     if verdict.judged:
         sure = f"eSR is {_big(verdict.esr)}"
-        if verdict.esr >= rules.warn_esr:
+        if verdict.esr >= 1e6:
+            sure += ": chance alone would hardly reach that in a million windows"
+        elif verdict.esr >= rules.warn_esr:
             sure += f": chance alone would reach that about once in {_big(verdict.esr)} windows"
         sentences.append(f"{sure} (warn at {rules.warn_esr:g}, alert at {rules.alert_esr:g}).")
         times = verdict.psi / verdict.psi_threshold
