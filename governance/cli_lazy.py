@@ -17,7 +17,10 @@ from governance.terminal import answer_errors
 
 __all__ = ["LazyGroup", "add_lazy_commands"]
 
-_TOLD = {"deploy": "Serve versions behind routes, with canaries that decide by themselves."}
+_TOLD = {
+    "deploy": "Serve versions behind routes, with canaries that decide by themselves.",
+    "drift": "Compare what a version sees and says with what it was made from.",
+}
 _EXTRAS = {"deploy": "serve"}
 
 

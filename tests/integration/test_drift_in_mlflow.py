@@ -1,0 +1,92 @@
+"""A profile and drift reports through a real MLflow server, which goes away in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+from click.testing import CliRunner
+from mlflow import MlflowClient
+
+import drift
+from drift.checking import Asked, Check
+from drift.model_profile import load_profile
+from drift.monitoring_run import MlflowSink
+from drift.training import log_profile
+from drift.verdict import Level
+from governance.cli import main
+from governance.errors import GovernanceError, SealedError
+from tests.conftest import StartServer
+from tests.scenario import Scenario
+from tests.unit.drift.governed import (
+    WINDOW,
+    fitted_model,
+    log_model,
+    profile_arguments,
+    reference,
+    registered,
+    rows,
+    scored,
+)
+
+
+def test_from_training_to_an_alert_through_a_server(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = start_server()
+    scenario = Scenario(server.uri, tmp_path / "mlflow.db.chancery")
+
+    # With log_model that registers by itself, and with a call of its own before registering.
+    _, model = registered(scenario, experiment="training")
+    frame = reference(model)
+    with mlflow.start_run():
+        info = log_model(frame, fitted_model())
+        log_profile(info, **profile_arguments(frame))
+    assert mlflow.register_model(info.model_uri, "fraud").version == "2"
+    with pytest.raises(SealedError):
+        drift.log_profile(info, **profile_arguments(frame))
+    version = load_profile("models:/fraud/1", uri=server.uri)
+    assert load_profile("models:/fraud/2", uri=server.uri).profile == version.profile
+
+    path = tmp_path / "rows.parquet"
+    scored(rows(2 * WINDOW, 12, older=40), model).to_parquet(path)
+    words = ["drift", "check", "models:/fraud/1", "--data", str(path), "--labels", "bad"]
+    found = CliRunner().invoke(main, [*words, "--uri", server.uri])
+    assert found.exit_code == 4, found.output
+    client = MlflowClient(server.uri, server.uri)
+    experiment = client.get_experiment_by_name("monitoring/fraud")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["drift/level"] == 2
+    tags = client.get_model_version("fraud", "1").tags
+    assert (tags["drift.status"], tags["drift.run_id"]) == ("alert", run.info.run_id)
+    logged = client.get_logged_model(version.subject.model_id)
+    assert "drift/esr" in {one.key for one in logged.metrics or ()}
+    # As the artifact viewer fetches it.
+    shown = requests.get(
+        f"{server.uri}/get-artifact",
+        params={"path": "drift.html", "run_uuid": run.info.run_id},
+        timeout=30,
+    )
+    assert shown.ok
+    assert "has drifted" in shown.text
+
+    # A monitor whose server goes away asks again, and nothing is lost or there twice.
+    reports = list(
+        Check(version.served_by("prod")).reports(path, Asked(label="bad", first_index=7))
+    )
+    assert reports[0].verdict.level is Level.ALERT
+    sink = MlflowSink(server.uri, [version.profile])
+    sink.publish(reports[0])
+    server.kill()
+    with pytest.raises((OSError, GovernanceError)):
+        sink.publish(reports[1])
+    start_server(port=int(server.uri.rpartition(":")[2]))
+    sink.publish(reports[1])
+    sink.publish(reports[1])
+    sink.close()
+    history = client.get_metric_history(sink.run_id(reports[0].subject), "drift/rows")
+    assert [one.step for one in history] == [7, 8]
