@@ -22,6 +22,7 @@
         labels: labels/fraud
         windows: {rows: 1000}             # or {every: 1h}; lateness: 60s, ahead: 60s
         check: {every: 24h, again: 1h, detectors: [default], level: 0.05, limit: 60s}
+                                          # "every: 0s": only when a window warns or alerts
         sinks: [{folder: {path: reports}}, mlflow]
         most_reports: 256
         save_every: 1s
@@ -220,7 +221,7 @@ def _monitor(node: _Node, base: Path, state: Path, blocks: Path | None) -> Monit
         "level": check.share("level", 0.05),
         "check_every_ms": check.time("every", 86_400_000),
         "check_again_ms": check.time("again", 3_600_000),
-        "check_limit_s": (check.time("limit", 60_000) or 0) / 1000,
+        "check_limit_s": (check.time("limit", 0) or 0) / 1000,
         "labels": None if labels is None else base / labels,
         "most_reports": node.whole("most_reports", 256),
         "save_every_ms": node.time("save_every", 1_000),

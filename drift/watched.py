@@ -35,7 +35,7 @@ class Watched:
         level: Of their false alarms.
         check_every_ms: Checks though all is well; 0: never.
         check_again_ms: Between two checks while windows keep warning.
-        check_limit_s: For one detector.
+        check_limit_s: For one detector; 0: a minute, and five for Alibi Detect, which starts first.
         check_wait_ms: That a report waits for a check to begin; then it says that there was none.
         most_reports: That wait for sinks; beyond it, blocks wait.
         save_every_ms: Between two states, while there is more to do.
@@ -57,7 +57,7 @@ class Watched:
     level: float = 0.05
     check_every_ms: int = _DAY_MS
     check_again_ms: int = 3_600_000
-    check_limit_s: float = 60.0
+    check_limit_s: float = 0.0
     check_wait_ms: int = 60_000
     most_reports: int = 256
     save_every_ms: int = 1_000
@@ -69,7 +69,10 @@ class Watched:
             object.__setattr__(self, "rows", self.profile.window)
         if not self.detectors:
             object.__setattr__(self, "detectors", DETECTORS[self.profile.backend])
-        if self.most_reports < 1 or self.check_limit_s <= 0 or self.save_every_ms < 0:
+        if self.check_limit_s == 0:
+            limit = 300.0 if self.profile.backend == "alibi" else 60.0
+            object.__setattr__(self, "check_limit_s", limit)
+        if self.most_reports < 1 or self.check_limit_s < 0 or self.save_every_ms < 0:
             raise ConfigurationError(
                 f"the monitor of {self.subject.key} has limits that cannot be met: most_reports="
                 f"{self.most_reports}, check_limit_s={self.check_limit_s:g}, save_every_ms="

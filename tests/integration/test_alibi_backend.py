@@ -20,12 +20,14 @@ import pytest
 
 from drift.alibi_backend import ALIBI_DETECTORS, AlibiDetector
 from drift.alibi_process import INSTALL_HINT, AlibiLimits, AlibiProcess
-from drift.detector import Finding, Verdict
+from drift.detector import Backend, Finding, Verdict
 from drift.examine import examine
 from drift.folders import refuse_pickles
 from drift.native import ChiSquare, KolmogorovSmirnov
 from drift.sample import Sample
 from governance.errors import ConfigurationError, RefusedError
+from tests.unit.drift.monitor_world import World, block_of, reference_sample
+from tests.unit.drift.reference import small_profile
 
 PYTHON = os.environ.get("ALIBI_PYTHON", sys.executable)
 
@@ -184,3 +186,20 @@ def test_a_poisoned_detector_is_refused_where_alibi_would_run_it(tmp_path: Path)
     assert not mark.exists()
     subprocess.run([PYTHON, "-c", load, str(folder)], env=environ, check=False)
     assert mark.exists(), "alibi-detect no longer runs dill here: the rule may be lifted"
+
+
+def test_a_monitors_alarm_is_confirmed_by_alibi_detect(
+    process: AlibiProcess, tmp_path: Path
+) -> None:
+    world = World(tmp_path, small_profile(20_000, 500, backend="alibi"))
+    for number in range(2):
+        world.blocks.write(block_of(number, shift=3.0))
+    monitor = world.monitor(
+        reference=reference_sample(world.profile), alibi=process, check_limit_s=280
+    )
+    world.run(monitor)
+    (report,) = world.notes.reports
+    assert [finding.detector for finding in report.findings] == ["tabular", "mmd", "classifier"]
+    assert {finding.backend for finding in report.findings} == {Backend.ALIBI}
+    assert {finding.verdict for finding in report.findings} == {Verdict.DRIFT}
+    assert "amount" in str(report.slices[0].predicate)

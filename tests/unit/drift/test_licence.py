@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from drift.examine import examine
 from drift.licence import ALIBI_LICENCE, choose
 from drift.sample import Sample
 from governance.errors import ConfigurationError
+from tests.unit.drift.monitor_world import World, block_of, reference_sample
+from tests.unit.drift.reference import small_profile
 
 PRODUCTION = {"CHANCERY_MODE": "production"}
 ACKNOWLEDGED = {**PRODUCTION, ALIBI_LICENCE: "acknowledged"}
@@ -60,3 +64,21 @@ def test_what_is_asked_for_must_be_there() -> None:
         build("lsdd")
     assert build("lsdd", "alibi", environ={}).backend is Backend.ALIBI
     assert build("default", "alibi", environ={}).backend is Backend.NATIVE
+
+
+def test_a_monitor_in_production_says_in_its_reports_that_native_stood_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHANCERY_MODE", "production")
+    monkeypatch.delenv(ALIBI_LICENCE, raising=False)
+    world = World(tmp_path, small_profile(20_000, 500, backend="alibi"))
+    for number in range(2):
+        world.blocks.write(block_of(number, shift=3.0))
+    monitor = world.monitor(reference=reference_sample(world.profile))
+    world.run(monitor)
+    (report,) = world.notes.reports
+    assert [finding.detector for finding in report.findings] == ["tabular", "mmd", "classifier"]
+    assert {finding.backend for finding in report.findings} == {Backend.NATIVE}
+    assert all("native instead of alibi" in finding.notes[-1] for finding in report.findings)
+    assert "native instead of alibi" in monitor.status.notes[0]
+    assert b"native instead of alibi" in report.to_json()
