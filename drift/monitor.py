@@ -102,6 +102,7 @@ class Monitor:
         couriers: Where sinks are called; None: in ``step``.
         clock: Milliseconds since the epoch.
         rng: Which rows are in a window's sample.
+        together: ``step`` does not save: whoever calls it saves many at once (``save_due``).
 
     Raises:
         ConflictError: another process monitors it.
@@ -117,11 +118,13 @@ class Monitor:
         couriers: Workers | None = None,
         clock: Callable[[], int] = now_ms,
         rng: np.random.Generator | None = None,
+        together: bool = False,
     ) -> None:
         self.watched = watched
         self._profile = profile = watched.profile
         profile.require(watched.subject.model, digest=watched.subject.profile)
         self._clock = clock
+        self._together = together
         self._checks = checks
         self._detectors = [
             build(name, profile.backend, level=watched.level, process=watched.alibi)
@@ -130,16 +133,16 @@ class Monitor:
         self._rng = rng or np.random.default_rng()
         self._folder = BlockFolder(watched.blocks)
         self._labels = None if watched.labels is None else LabelFolder(watched.labels)
-        self._state = StateFolder(watched.state, profile, durable=watched.durable)
+        self.state = StateFolder(watched.state, profile, durable=watched.durable)
         try:
             self._open(sinks, couriers)
         except BaseException:
-            self._state.close()
+            self.state.close()
             raise
 
     def _open(self, sinks: Mapping[str, Sink], couriers: Workers | None) -> None:
         watched, profile = self.watched, self._profile
-        found = self._state.load() or {}
+        found = self.state.load() or {}
         self._now = int(found.get("now_ms", 0))
         self._cutter = WindowCutter(
             profile,
@@ -164,12 +167,14 @@ class Monitor:
             for name in ("windows", "alerts", "rows", "refused")
         }
         self._new_alerts = 0
-        self._published = Publishing(self._state, sinks, couriers, found.get("published", {}))
+        self._published = Publishing(self.state, sinks, couriers, found.get("published", {}))
         self._asked: dict[int, Future[Checked]] = {}
-        self._waits_since = {i: self._now for i in self._reports if self._state.waits(i)}
+        self._waits_since = {i: self._now for i in self._reports if self.state.waits(i)}
         self._entries: list[BlockFile] = []
         self._open_rows = OpenRows(self._folder, self._rng)
         self._saved_ms = 0
+        self._due = False
+        self._prepared: tuple[list[int], list[int]] = [], []
         self._dirty = self._open_rows.read_again(self._cutter)
         self._judged(self._cutter.ready)
 
@@ -228,7 +233,8 @@ class Monitor:
             did |= self._count(now, most_blocks)
             did |= self._read_labels()
         did |= self._ask_checks(now)
-        if self._dirty and (now - self._saved_ms >= self.watched.save_every_ms or not did):
+        self._due = self._dirty and (now - self._saved_ms >= self.watched.save_every_ms or not did)
+        if self._due and not self._together:
             self.save()
         went = self._published.go_on(self._to_publish(), now)
         self._dirty |= went
@@ -238,15 +244,27 @@ class Monitor:
         """Close the windows that are open, however few rows they have: at the end of a stream."""
         self._judged(self._cutter.flush())
 
+    @property
+    def save_due(self) -> bool:
+        """Whether ``save``, or ``prepare`` and ``commit``, is to be called."""
+        return self._due
+
     def save(self) -> None:
         """Save the state, and remove what it has counted."""
+        self.prepare()
+        if self.watched.durable:
+            self.state.sync()
+        self.commit()
+
+    def prepare(self) -> None:
+        """Write the state; it counts once it was confirmed (``state.sync``) and committed."""
         done = [
             index
             for index in self._reports
             if self._published.everywhere(index) and index in self._saved_reports
         ]
         left = [index for index in self._reports if index not in set(done)]
-        self._state.save(
+        self.state.prepare(
             {
                 "subject": self.watched.subject.key,
                 "now_ms": self._now,
@@ -261,10 +279,15 @@ class Monitor:
                 "counts": self._counts,
             }
         )
-        # From here on all of it counts, also if this process dies.
+        self._prepared = left, done
+
+    def commit(self) -> None:
+        """The prepared state counts from here on, also if this process dies."""
+        left, done = self._prepared
+        self.state.commit()
         self._reports, self._saved_reports = left, set(left)
-        self._dirty, self._saved_ms = False, self._now
-        self._state.remove(done)
+        self._dirty, self._due, self._saved_ms = False, False, self._now
+        self.state.remove(done)
         self._open_rows.forget(self._cutter.open)
         if self._labels is not None:
             self._labels_read = self._labels.put_away(self._labels_read)
@@ -275,11 +298,11 @@ class Monitor:
             self._collect()
             self.save()
         finally:
-            self._state.close()
+            self.state.close()
 
     def abandon(self) -> None:
         """Let others have it, and save nothing: what is in memory may be half changed."""
-        self._state.close()
+        self.state.close()
 
     # -- blocks
 
@@ -356,9 +379,9 @@ class Monitor:
             tally=window.tally,
             made_ms=self._now,
         )
-        due = verdict.judged and self._due(verdict)
+        due = verdict.judged and self._check_due(verdict)
         rows = as_block(sample, self.watched.subject, verdict.index) if due and sample else None
-        self._state.put(report, rows)
+        self.state.put(report, rows)
         self._reports.append(verdict.index)
         if rows is not None:
             self._waits_since[verdict.index] = self._checked_ms = self._now
@@ -368,7 +391,7 @@ class Monitor:
         if verdict.judged:
             self._level = verdict.level
 
-    def _due(self, verdict: Verdict) -> bool:
+    def _check_due(self, verdict: Verdict) -> bool:
         """Whether the window is to be checked."""
         if self.watched.reference is None:
             return False
@@ -407,14 +430,14 @@ class Monitor:
         return f"no place was free for {self.watched.check_wait_ms / 1000:g} s"
 
     def _complete(self, index: int, checked: Checked) -> None:
-        self._state.complete(index, checked)
+        self.state.complete(index, checked)
         del self._waits_since[index]
 
     def _checked(self, index: int) -> Checked:
         """Runs in a thread of its own; touches nothing but files that nobody changes meanwhile."""
         assert self.watched.reference is not None
         try:
-            rows = self._state.sample(index)
+            rows = self.state.sample(index)
         except MalformedRequestError as error:
             return not_checked(self._detectors, error.message)
         if rows is None:

@@ -129,7 +129,7 @@ class MonitorConfig:
             _sink_key(name, number): open_sink(name, subject, options)
             for number, (name, options) in enumerate(self.sinks)
         }
-        return Monitor(watched, sinks, checks=checks, couriers=couriers)
+        return Monitor(watched, sinks, checks=checks, couriers=couriers, together=True)
 
 
 def _sink_key(name: str, number: int) -> str:

@@ -3,7 +3,8 @@
 The state file is the point at which anything counts: it is written beside its place and renamed,
 so a process that dies leaves the old one or the new one, whole. It names the reports that are on
 their way; a report's file is written before the state that names it, and removed after one that
-does not. What nobody names is left over, and removed at the start.
+does not. What nobody names is left over, and removed at the start. Before the state is renamed
+the disk confirms it and the reports that it names; many states can share that (``prepare``).
 
 A report with a sample beside it waits for its checks. ``complete`` writes the report anew, and then
 removes the sample. From there on the report does not change: a sink that sees it twice sees the
@@ -20,6 +21,7 @@ Example::
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -40,7 +42,9 @@ from governance.errors import ConflictError, MalformedRequestError, TamperedErro
 __all__ = ["StateFolder"]
 
 _FORMAT = "chancery.drift-monitor/v1"
+_BESIDE = ".state.json.part"
 _CACHED = 4
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class StateFolder:
@@ -49,7 +53,8 @@ class StateFolder:
     Args:
         path: The folder; made if it is not there.
         profile: The reports' counts are of.
-        durable: Have the disk confirm each state, so that it survives a loss of power.
+        durable: Have the disk confirm each state, so that it survives a loss of power. ``prepare``
+            leaves that to ``sync``, once for many.
 
     Raises:
         ConflictError: another process has it.
@@ -122,16 +127,38 @@ class StateFolder:
         Args:
             document: For JSON; ``reports`` names those on their way.
         """
+        self.prepare(document)
+        if self._durable:
+            self.sync()
+        self.commit()
+
+    def prepare(self, document: Mapping[str, Any]) -> None:
+        """Write a state that ``commit`` puts in place."""
         whole = {"format": _FORMAT, "profile": self._profile.digest, **document}
-        self._write(self.path / "state.json", json.dumps(whole).encode())
+        (self.path / _BESIDE).write_bytes(json.dumps(whole).encode())
+
+    def sync(self) -> None:
+        """Have the disk confirm what was written to its file system, by whomever.
+
+        Raises:
+            OSError: it does not.
+        """
+        if _LIBC.syncfs(self._lock) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(self.path))
+
+    @property
+    def device(self) -> int:
+        """The file system; ``sync`` on one state is enough for all on it."""
+        return os.fstat(self._lock).st_dev
+
+    def commit(self) -> None:
+        """Put the prepared state in place."""
+        os.replace(self.path / _BESIDE, self.path / "state.json")
 
     def _write(self, place: Path, data: bytes) -> None:
         beside = place.with_name(f".{place.name}.part")
-        with beside.open("wb") as file:
-            file.write(data)
-            if self._durable:
-                file.flush()
-                os.fsync(file.fileno())
+        beside.write_bytes(data)
         os.replace(beside, place)
 
     # -- reports on their way

@@ -1,6 +1,7 @@
 """Many monitors in one process, each for itself.
 
-One thread goes round the subjects, a bounded step for each; confirmatory checks and sinks have a
+One thread goes round the subjects, a bounded step for each, and then saves their states, which the
+disk confirms together; confirmatory checks and sinks have a
 few threads of their own. A subject that fails (its folder is gone, its state was changed, its
 profile is another's) is closed without saving, told, and opened anew from its saved state after a
 pause that doubles from a second to five minutes; the others go on. Opening is part of that: a
@@ -192,7 +193,28 @@ class Service:
                 did |= self._step(place)
             except Exception as error:  # noqa: BLE001 - one subject's; the others go on
                 self._failed(place, error)
-        return did
+        return self._save() or did  # what was saved can be published
+
+    def _save(self) -> bool:
+        """States that are due, confirmed by the disk together: one by one is most of the time."""
+        due = [p for p in self._places if p.monitor is not None and p.monitor.save_due]
+        devices: set[int] = set()
+        for phase in ("prepare", "sync", "commit"):
+            for place in due:
+                monitor = place.monitor
+                if monitor is None:
+                    continue  # it failed a phase before
+                try:
+                    if phase == "prepare":
+                        monitor.prepare()
+                    elif phase == "commit":
+                        monitor.commit()
+                    elif monitor.watched.durable and monitor.state.device not in devices:
+                        monitor.state.sync()
+                        devices.add(monitor.state.device)
+                except Exception as error:  # noqa: BLE001 - one subject's; the others go on
+                    self._failed(place, error)
+        return bool(due)
 
     def _step(self, place: _Place) -> bool:
         monitor = place.monitor

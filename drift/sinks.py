@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from drift.report import Sink, Subject, WindowReport
@@ -31,7 +32,7 @@ def open_sink(name: str, subject: Subject, options: Mapping[str, str]) -> Sink:
     Raises:
         ConfigurationError: there is none of that name, or its options are wrong.
     """
-    points = {point.name: point for point in entry_points(group=GROUP)}
+    points = _points()
     if name not in points:
         raise ConfigurationError(
             f"there is no sink {name!r} for drift reports",
@@ -39,6 +40,12 @@ def open_sink(name: str, subject: Subject, options: Mapping[str, str]) -> Sink:
         )
     opener: Opener = points[name].load()
     return opener(subject, options)
+
+
+@lru_cache(maxsize=1)
+def _points() -> Mapping[str, EntryPoint]:
+    """Looked for once: that reads the metadata of every package."""
+    return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def open_folder(subject: Subject, options: Mapping[str, str]) -> Sink:

@@ -169,7 +169,7 @@ def test_a_killed_monitors_report_is_the_same_document(world: World) -> None:
     for _ in range(4):
         first.step()
     first.abandon()
-    first_sight = first._state.report(0)
+    first_sight = first.state.report(0)
     world.notes.away = None
     second = world.monitor(reference=reference_sample())
     world.run(second)
