@@ -29,8 +29,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
+from zlib import crc32
 
 import numpy as np
 
@@ -46,50 +46,18 @@ from drift.open_rows import OpenRows, as_block
 from drift.performance import PerformanceWatch
 from drift.publishing import Publishing
 from drift.report import Sink, WindowReport
+from drift.status import MonitorStatus
 from drift.verdict import Judge, Level, Verdict
 from drift.watched import Watched
 from drift.workers import Workers
 from governance.clock import now_ms
 from governance.errors import ConfigurationError, MalformedRequestError
 
-__all__ = ["Monitor", "MonitorStatus"]
+__all__ = ["Monitor"]
 
 _log = logging.getLogger(__name__)
 
 _BLOCKS = 32  # of a step
-
-
-@dataclass(frozen=True, slots=True)
-class MonitorStatus:
-    """How a monitor does.
-
-    Attributes:
-        subject: What is watched, as ``model/version/deployment``.
-        level: Of the last window that was judged.
-        windows: Judged, or found too small, since the state began.
-        alerts: Of them, windows that alerted.
-        new_alerts: Since this monitor was opened.
-        rows: Counted since the state began.
-        open_rows: Of them, in windows that are not closed.
-        refused_blocks: Put aside.
-        waiting_reports: On their way to sinks.
-        last_index: Of the last window.
-        trouble: Why a sink did not take a report, by sink; those that do are not here.
-        notes: What a reader must know, such as another backend than was asked for.
-    """
-
-    subject: str
-    level: Level
-    windows: int
-    alerts: int
-    new_alerts: int
-    rows: int
-    open_rows: int
-    refused_blocks: int
-    waiting_reports: int
-    last_index: int | None
-    trouble: Mapping[str, str]
-    notes: tuple[str, ...] = ()
 
 
 class Monitor:
@@ -136,6 +104,12 @@ class Monitor:
         self.state = StateFolder(watched.state, profile, durable=watched.durable)
         try:
             self._open(sinks, couriers)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self.state.close()
+            raise MalformedRequestError(
+                f"the state in {watched.state} cannot be read: {error!r}",
+                "restore it, or begin without it",
+            ) from error
         except BaseException:
             self.state.close()
             raise
@@ -161,12 +135,15 @@ class Monitor:
         self._reports: list[int] = list(found.get("reports", ()))
         self._saved_reports = set(self._reports)
         self._level = Level(found.get("level", Level.OK))
-        self._checked_ms = int(found.get("checked_ms", 0))
+        # Many that begin together are not all checked at once by schedule.
+        spread = crc32(watched.subject.key.encode()) % max(1, watched.check_every_ms)
+        self._checked_ms = int(found.get("checked_ms", self._clock() - spread))
         self._counts: dict[str, int] = {
             name: int(found.get("counts", {}).get(name, 0))
             for name in ("windows", "alerts", "rows", "refused")
         }
         self._new_alerts = 0
+        self._acknowledged = int(found.get("acknowledged", -1))
         self._published = Publishing(self.state, sinks, couriers, found.get("published", {}))
         self._asked: dict[int, Future[Checked]] = {}
         self._waits_since = {i: self._now for i in self._reports if self.state.waits(i)}
@@ -238,6 +215,10 @@ class Monitor:
             self.save()
         went = self._published.go_on(self._to_publish(), now)
         self._dirty |= went
+        seen = self._published.acknowledged
+        if seen is not None and seen > self._acknowledged:
+            self._acknowledged = seen
+            self.acknowledge()
         return went or did
 
     def flush(self) -> None:
@@ -276,6 +257,7 @@ class Monitor:
                 "published": self._published.to_dict(),
                 "level": self._level.value,
                 "checked_ms": self._checked_ms,
+                "acknowledged": self._acknowledged,
                 "counts": self._counts,
             }
         )
@@ -419,15 +401,20 @@ class Monitor:
                 self._asked[index] = future
                 continue
             elif now - since >= self.watched.check_wait_ms:
-                self._complete(index, not_checked(self._detectors, self._no_place))
+                self._give_up(index)
             else:
                 continue
             did = True
         return did
 
-    @property
-    def _no_place(self) -> str:
-        return f"no place was free for {self.watched.check_wait_ms / 1000:g} s"
+    def _give_up(self, index: int) -> None:
+        """No place was free in time: an alarm says so; what was due by schedule comes later."""
+        if self.state.report(index).verdict.level is Level.OK:
+            self._checked_ms = 0
+            self._complete(index, Checked(()))
+        else:
+            why = f"no place was free for {self.watched.check_wait_ms / 1000:g} s"
+            self._complete(index, not_checked(self._detectors, why))
 
     def _complete(self, index: int, checked: Checked) -> None:
         self.state.complete(index, checked)
@@ -464,7 +451,7 @@ class Monitor:
             did = True
             if future.cancelled():
                 if late:
-                    self._complete(index, not_checked(self._detectors, self._no_place))
+                    self._give_up(index)
                 continue
             error = future.exception()
             found = future.result() if error is None else not_checked(self._detectors, repr(error))

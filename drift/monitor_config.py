@@ -347,4 +347,4 @@ class _Node:
 
 
 def _mistake(where: str, what: str) -> ConfigurationError:
-    return ConfigurationError(f"{where} {what}", "see the example in the documentation of monitors")
+    return ConfigurationError(f"{where} {what}", "see the example in docs/monitoring.md")

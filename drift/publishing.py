@@ -4,6 +4,9 @@ A sink that does not take a report is asked again after a pause that doubles fro
 minutes; the others go on. One call at a time goes to the sinks of a subject, in a thread of the
 couriers where there are some, so that a slow sink delays nobody's counting.
 
+A sink may know what people acknowledged: where it has a method ``acknowledged()``, it is asked with
+each report for the index of the last window whose alarm somebody has seen, or None.
+
 Example::
 
     publishing = Publishing(state, {"folder": sink}, couriers, {})
@@ -50,6 +53,7 @@ class _Done:
 
     last: dict[str, int] = field(default_factory=dict)
     trouble: dict[str, str] = field(default_factory=dict)
+    seen: list[int] = field(default_factory=list)
 
 
 class Publishing:
@@ -73,6 +77,8 @@ class Publishing:
         self._couriers = couriers
         self._ways = {name: _Way(sink, published.get(name)) for name, sink in sinks.items()}
         self._out: Future[_Done] | None = None
+        self.acknowledged: int | None = None
+        """The last window whose alarm somebody has seen, as sinks said since the start."""
 
     @property
     def busy(self) -> bool:
@@ -126,6 +132,17 @@ class Publishing:
                     done.trouble[name] = repr(error)
                 else:
                     done.last[name] = index
+        for name in done.last:
+            ask = getattr(self._ways[name].sink, "acknowledged", None)
+            if ask is None:
+                continue
+            try:
+                found = ask()
+            except Exception as error:  # noqa: BLE001 - the next report asks again
+                _log.warning("the sink %s does not say what was acknowledged: %s", name, error)
+                continue
+            if found is not None:
+                done.seen.append(int(found))
         return done
 
     def collect(self, now: int) -> bool:
@@ -150,6 +167,8 @@ class Publishing:
             way.last, way.pause_ms, way.due_ms, way.trouble = last, 0, 0, ""
         for name, why in done.trouble.items():
             self._failed(self._ways[name], why, now)
+        if done.seen:
+            self.acknowledged = max(done.seen)
         return bool(done.last)
 
     def _failed(self, way: _Way, why: str, now: int) -> None:

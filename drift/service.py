@@ -23,7 +23,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 
-from drift.monitor import Monitor, MonitorStatus
+from drift.monitor import Monitor
+from drift.status import MonitorStatus
 from drift.workers import Workers
 from governance.errors import GovernanceError
 

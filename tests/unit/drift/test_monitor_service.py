@@ -448,3 +448,31 @@ def test_as_an_actor_it_is_found_by_name_and_starts_again(tmp_path: Path) -> Non
     assert actor.stop(60)
     (status,) = actor.status()
     assert (status["subject"], status["monitor"]["windows"]) == ("fraud/7/", 1)
+
+
+def test_a_scheduled_check_that_finds_no_place_is_no_alarm_and_comes_later(tmp_path: Path) -> None:
+    world, event = World(tmp_path), Event()
+    checks = Workers("check", 1, most_waiting=1)
+    busy = checks.ask(lambda: event.wait(60))
+    assert busy is not None
+    while not busy.running():
+        time.sleep(0.001)
+    found = world.monitor(
+        reference=reference_sample(), checks=checks, check_wait_ms=5000, check_every_ms=1
+    )
+    for i in range(2):
+        world.blocks.write(block_of(i))
+    for _ in range(5):
+        found.step()
+    world.now += 6000
+    world.run(found)
+    assert [report.findings for report in world.notes.reports] == [()]
+    event.set()
+    for i in range(2, 4):
+        world.blocks.write(block_of(i))
+    deadline = time.monotonic() + 60
+    while len(world.notes.reports) < 2 and time.monotonic() < deadline:
+        found.step()
+    checks.close()
+    (finding,) = world.notes.reports[1].findings
+    assert finding.verdict in (Verdict.NO_DRIFT, Verdict.DRIFT)  # it was asked
