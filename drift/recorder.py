@@ -204,13 +204,14 @@ class Recorder:
                 rows_there, said = _part(data, part), _part(predictions, part)
                 kept &= self.append(rows_there, said, version, time_ms, request_id)
             return kept
-        rows = sum(counts)
+        ids: _Ids
+        if len(counts) == 1:
+            rows, ids = counts[0], request_ids[0]
+        else:
+            rows, ids = sum(counts), (request_ids, counts)
         if not rows:
             return True
-        nbytes = _size_of(data, rows)
-        ids: _Ids = (request_ids, counts)
-        if len(counts) == 1:
-            ids = request_ids[0]
+        nbytes = data.nbytes if type(data) is np.ndarray else _size_of(data, rows)
         return self._put(data, predictions, version, time_ms, ids, rows, nbytes)
 
     def lost(self, rows: int = 1, *, malformed: bool = False) -> None:
