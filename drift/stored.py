@@ -18,6 +18,8 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from governance.errors import MalformedRequestError
 
 __all__ = ["plain", "read"]
@@ -27,12 +29,16 @@ T = TypeVar("T")
 
 def plain(value: Any) -> Any:
     """What JSON can hold of a record."""
+    kind: Any = type(value)
+    if kind in _SCALARS:
+        return value
+    names = _names(kind)
+    if names:
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Enum):
         return value.value
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, frozenset):
@@ -40,6 +46,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(one) for one in value]
     raise TypeError(f"no JSON for {type(value).__name__}")  # a mistake of ours
+
+
+_SCALARS = frozenset({type(None), bool, int, float, str})
+
+
+@lru_cache(maxsize=256)
+def _names(kind: Any) -> tuple[str, ...]:
+    """Of a record's fields; none of what is no record."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
 
 
 def read(kind: type[T], value: Any, where: str = "the state") -> T:

@@ -272,6 +272,7 @@ def test_records_are_read_as_they_were_written() -> None:
         3, Level.WARN, True, 5, None, NOW, float("inf"), 0.1, 0.05, 2, (), ("a",), ("b",)
     )
     assert read(Verdict, json.loads(json.dumps(plain(verdict)))) == verdict
+    assert plain((np.float64(0.5), np.int64(3), np.True_, Level.OK)) == [0.5, 3, True, "ok"]
     document = plain(verdict)
     for change in ({"level": "bad"}, {"rows": "5"}, {"more": 1}, {"worst": 3}):
         with pytest.raises(MalformedRequestError):
