@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.cutter import Block, WindowCutter
+from drift.cutter import Rows, WindowCutter
 from drift.data_files import Columns, windows_of
 from drift.detector import Detector, Finding
 from drift.examine import examine
@@ -33,6 +33,7 @@ from drift.performance import PerformanceWatch
 from drift.reference import sample_of
 from drift.report import WindowReport
 from drift.sample import Sample
+from drift.sections import PerformanceSection
 from drift.slices import Slice, find_slices
 from drift.verdict import Judge, Level
 from governance.clock import now_ms
@@ -104,18 +105,22 @@ class Check:
                 f"windows of {rows} rows, where the profile's reference has {profile.rows}",
                 f"ask for windows of 1 to {profile.rows // 10} rows",
             )
-        judge, watch = Judge(profile), PerformanceWatch(profile)
+        judge = Judge(profile)
+        known = PerformanceSection.of(profile) is not None
+        watch = PerformanceWatch(profile, labels=known and bool(asked.label), most_waiting=rows)
         cutter = WindowCutter(profile, rows=rows, lateness_ms=_EVER, ahead_ms=_EVER)
         seen = 0
         judged = False
         for number, (columns, count) in enumerate(windows_of(path, profile, rows)):
             seen += count
             labels, times, plain = self._parts(columns, count, asked, path)
-            block = Block("file", number, plain, times)
+            block = Rows("file", number, plain, times)
             closed = cutter.add(block, now_ms=self._clock()) or cutter.flush()
             for window in closed:
                 index = window.index + asked.first_index
-                performance, facts = watch.step(plain, labels)
+                watch.table(index, plain, labels, times.tolist())
+                enough = judge.waiting.rows + window.counts.rows >= profile.rules.min_rows
+                performance, facts = watch.closed(index, judged=enough)
                 verdict = judge.step(replace(window, index=index), facts)
                 judged = judged or verdict.judged
                 alarm = verdict.judged and verdict.level is not Level.OK
@@ -140,7 +145,7 @@ class Check:
 
     def _parts(
         self, columns: Columns, rows: int, asked: Asked, path: Path
-    ) -> tuple[NDArray[Any] | None, NDArray[np.int64], Columns]:
+    ) -> tuple[list[Any] | None, NDArray[np.int64], Columns]:
         """Labels, times, and the model's own columns."""
         for name in filter(None, (asked.label, asked.time)):
             if name not in columns:
@@ -151,7 +156,7 @@ class Check:
         own = self._profile.inputs_by_name
         left = {*asked.ignored, asked.label, asked.time} - set(own)
         plain = {name: values for name, values in columns.items() if name not in left}
-        labels = columns[asked.label] if asked.label else None
+        labels = columns[asked.label].tolist() if asked.label else None
         return labels, self._times(columns, rows, asked, path), plain
 
     def _times(self, columns: Columns, rows: int, asked: Asked, path: Path) -> NDArray[np.int64]:

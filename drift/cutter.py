@@ -21,7 +21,7 @@ by their index, loses no window and counts none twice, wherever the process dies
 Example::
 
     cutter = WindowCutter(profile, rows=1000)
-    for window in cutter.add(Block("replica-1", 17, columns, times_ms), now_ms=clock()):
+    for window in cutter.add(Rows("replica-1", 17, columns, times_ms), now_ms=clock()):
         judge.step(window); cutter.taken(window.index)
     store(cutter.to_json())
 """
@@ -43,7 +43,7 @@ from drift.window import WindowCounts, count_columns
 from governance.canonical import canonical_json
 from governance.errors import ConfigurationError, MalformedRequestError
 
-__all__ = ["FORMAT", "Block", "Tally", "Window", "WindowCutter"]
+__all__ = ["FORMAT", "Rows", "Tally", "Window", "WindowCutter"]
 
 FORMAT = "chancery.drift-cutter/v1"
 
@@ -52,20 +52,22 @@ _MOST_SOURCES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Rows from one source.
+class Rows:
+    """A block as it is counted: the profile's columns alone (``drift.block_rows`` makes it).
 
     Attributes:
         source: Who recorded them; a replica that starts anew takes another name.
         number: Counts the source's blocks up.
         columns: Features, outputs and embeddings by name.
         times_ms: When each row came (n,), or one time for all, in milliseconds since 1970.
+        unrecorded: Rows that the source saw and could not record, since its block before.
     """
 
     source: str
     number: int
     columns: Table
     times_ms: ArrayLike
+    unrecorded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Tally:
         duplicate_blocks: Came before, or are older than what is remembered of their source.
         lost_blocks: Numbers of a source that never came while they were remembered.
         forgotten_sources: Sources that fell out of memory: the ones silent for longest.
+        unrecorded_rows: Seen by their source, which had no room for them or could not read them.
     """
 
     late_rows: int = 0
@@ -85,6 +88,7 @@ class Tally:
     duplicate_blocks: int = 0
     lost_blocks: int = 0
     forgotten_sources: int = 0
+    unrecorded_rows: int = 0
 
     @property
     def anything(self) -> bool:
@@ -148,10 +152,10 @@ class WindowCutter:
                 "give 60000 for a minute",
             )
         self._profile = profile
-        self._rows = rows
-        self._every = every_ms
-        self._lateness = lateness_ms
-        self._ahead = ahead_ms
+        self.rows = rows
+        self.every_ms = every_ms
+        self.lateness_ms = lateness_ms
+        self.ahead_ms = ahead_ms
         self._newest: int | None = None
         self._next = 0  # by count: the open window; by time: the first that is not closed
         self._open: dict[int, WindowCounts] = {}
@@ -160,11 +164,23 @@ class WindowCutter:
         self._untold = Tally()
         self.total = Tally()
         """Since the start."""
+        self.split: tuple[tuple[int, NDArray[np.int64]], ...] = ()
+        """Which rows of the block that was added last went to which window."""
 
     @property
     def ready(self) -> tuple[Window, ...]:
         """Closed windows that nobody has taken."""
         return tuple(self._ready)
+
+    @property
+    def length(self) -> str:
+        """Of a window, for people."""
+        return f"{self.rows} rows" if self.rows else f"{(self.every_ms or 0) / 1000:g} s"
+
+    @property
+    def open(self) -> dict[int, int]:
+        """Rows in each window that is not closed."""
+        return {index: window.rows for index, window in sorted(self._open.items())}
 
     @property
     def open_rows(self) -> int:
@@ -175,7 +191,7 @@ class WindowCutter:
         """The windows up to this index were dealt with."""
         self._ready = [window for window in self._ready if window.index > index]
 
-    def add(self, block: Block, *, now_ms: int) -> tuple[Window, ...]:
+    def add(self, block: Rows, *, now_ms: int) -> tuple[Window, ...]:
         """Take a block; the windows that it closed.
 
         Raises:
@@ -193,20 +209,27 @@ class WindowCutter:
                 "send a whole number of milliseconds a row",
             )
         self._check(block.source, block.number)
-        if self._known(block.source, block.number):
+        self.split = ()
+        if self.known(block.source, block.number):
             self._tell(duplicate_blocks=1)
             return ()
         times = times.astype(np.int64)
-        ahead = times > now_ms + self._ahead
+        ahead = times > now_ms + self.ahead_ms
         late = ~ahead & (times < self._oldest())
         kept = np.flatnonzero(~(ahead | late))
         pieces = []
-        for index, places in self._split(kept, times):
+        split = tuple(self._split(kept, times))
+        for index, places in split:
             part = {name: values[places] for name, values in columns.items()}
             pieces.append((index, count_columns(self._profile, part, len(places), times[places])))
         # Nothing is changed above this line, and nothing fails below.
         self._remember(block.source, block.number)
-        self._tell(late_rows=int(late.sum()), ahead_rows=int(ahead.sum()))
+        self.split = split
+        self._tell(
+            late_rows=int(late.sum()),
+            ahead_rows=int(ahead.sum()),
+            unrecorded_rows=block.unrecorded,
+        )
         return self._take(pieces, int(times[kept].max()) if len(kept) else None)
 
     def add_counts(
@@ -225,24 +248,24 @@ class WindowCutter:
                 f"block {number} of {source!r} has rows without times", "send first_ms and last_ms"
             )
         self._check(source, number)
-        if self._known(source, number):
+        if self.known(source, number):
             self._tell(duplicate_blocks=1)
             return ()
         self._remember(source, number)
         if counts.first_ms is None or counts.last_ms is None:
             return ()
-        if counts.last_ms > now_ms + self._ahead:
+        if counts.last_ms > now_ms + self.ahead_ms:
             self._tell(ahead_rows=counts.rows)
             return ()
         if counts.first_ms < self._oldest():
             self._tell(late_rows=counts.rows)
             return ()
-        index = self._next if self._every is None else counts.first_ms // self._every
+        index = self._next if self.every_ms is None else counts.first_ms // self.every_ms
         return self._take([(index, counts)], counts.last_ms)
 
     def tick(self, *, now_ms: int) -> tuple[Window, ...]:
         """Time goes on without rows: close, by time, what nothing can come to any more."""
-        return self._close(now_ms) if self._every is not None else ()
+        return self._close(now_ms) if self.every_ms is not None else ()
 
     def flush(self) -> tuple[Window, ...]:
         """Close what is open, however few rows it has: at the end of a stream."""
@@ -253,27 +276,27 @@ class WindowCutter:
 
     def _oldest(self) -> int:
         """The time before which a row is late."""
-        if self._newest is None and self._every is None:
+        if self._newest is None and self.every_ms is None:
             return -(2**63)
-        if self._every is None:
+        if self.every_ms is None:
             assert self._newest is not None
-            return self._newest - self._lateness
-        return self._next * self._every if self._next else -(2**63)
+            return self._newest - self.lateness_ms
+        return self._next * self.every_ms if self._next else -(2**63)
 
     def _split(
         self, kept: NDArray[np.int64], times: NDArray[np.int64]
     ) -> Iterable[tuple[int, NDArray[np.int64]]]:
         """Which rows go to which window."""
-        if self._every is not None:
-            indices = times[kept] // self._every
+        if self.every_ms is not None:
+            indices = times[kept] // self.every_ms
             return [(int(i), kept[indices == i]) for i in np.unique(indices)]
-        assert self._rows is not None
+        assert self.rows is not None
         found, index = self._open.get(self._next), self._next
-        room = self._rows - (found.rows if found else 0)
+        room = self.rows - (found.rows if found else 0)
         parts = []
         while len(kept):
             parts.append((index, kept[:room]))
-            kept, index, room = kept[room:], index + 1, self._rows
+            kept, index, room = kept[room:], index + 1, self.rows
         return parts
 
     def _take(
@@ -283,18 +306,18 @@ class WindowCutter:
         for index, counts in pieces:
             before = self._open.get(index)
             self._open[index] = counts if before is None else before + counts
-            if self._rows is not None and self._open[index].rows >= self._rows:
+            if self.rows is not None and self._open[index].rows >= self.rows:
                 closed.append(self._finished(index))
                 self._next = index + 1
         if newest is not None:
             self._newest = newest if self._newest is None else max(self._newest, newest)
-            if self._every is not None:
+            if self.every_ms is not None:
                 closed += self._close(self._newest)
         return tuple(closed)
 
     def _close(self, time_ms: int) -> tuple[Window, ...]:
-        assert self._every is not None
-        first = (time_ms - self._lateness) // self._every
+        assert self.every_ms is not None
+        first = (time_ms - self.lateness_ms) // self.every_ms
         self._next = max(self._next, first)
         return tuple(self._finished(i) for i in sorted(self._open) if i < self._next)
 
@@ -316,7 +339,8 @@ class WindowCutter:
                 "name the source with up to 128 letters, and count its blocks from 0",
             )
 
-    def _known(self, source: str, number: int) -> bool:
+    def known(self, source: str, number: int) -> bool:
+        """Whether this block came before, or is older than what is remembered of its source."""
         seen = self._seen.get(source)
         return seen is not None and number in seen
 
@@ -342,10 +366,10 @@ class WindowCutter:
             {
                 "format": FORMAT,
                 "profile": self._profile.digest,
-                "rows": self._rows,
-                "every_ms": self._every,
-                "lateness_ms": self._lateness,
-                "ahead_ms": self._ahead,
+                "rows": self.rows,
+                "every_ms": self.every_ms,
+                "lateness_ms": self.lateness_ms,
+                "ahead_ms": self.ahead_ms,
                 "newest_ms": self._newest,
                 "next": self._next,
                 "open": [

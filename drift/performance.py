@@ -1,27 +1,47 @@
-"""How well a model did in each window: estimated accuracy, and true accuracy where labels came.
+"""How well a served model does, window by window: estimated, on labels, and by group.
 
-Takes the rows of a window as columns, with labels that lie beside them (scored batches); labels
-that come later are joined by ``drift.labels``. What the window lacks is not guessed: an output
-that is missing leaves its figures unknown, and the drift report names the missing column.
+The profile's sections ``performance`` and ``fairness`` (``drift.sections``) say what is known of it:
+which output is the prediction and which are probabilities, the calibration of confidences, the
+errors of the reference, the bounds of fairness. What a section does not name is not watched.
+
+- *Estimated accuracy* is of the window's rows; of windows too small to judge, together with the
+  next ones.
+- *Labels* that came since the window before are one batch for the error rate, whichever windows
+  their predictions were in.
+- *Fairness* is counted until there are rows enough for its bounds (2,000), judged, and counted
+  anew. In between the last judgement holds.
 
 Example::
 
-    watch = PerformanceWatch(profile)
-    performance, facts = watch.step(columns, labels)
+    watch = PerformanceWatch(profile, labels=True)
+    watch.rows(index, block, places)
+    watch.label("r-1", 1)
+    performance, facts = watch.closed(index, judged=True)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from drift.block_rows import named
+from drift.blocks import Block
 from drift.error_rate import ErrorRate
-from drift.estimated import Estimated
-from drift.fairness import judge_fairness
-from drift.group_counts import count_groups, is_missing
+from drift.estimated import Estimated, EstimatedSums
+from drift.fairness import FairnessBounds, judge_fairness
+from drift.group_counts import (
+    GroupCounts,
+    count_groups,
+    counts_from_dict,
+    counts_to_dict,
+    is_missing,
+    merged,
+)
+from drift.labels import Labels, LabelSums, Scalar, row_key
 from drift.profile import DriftProfile
 from drift.report import Performance
 from drift.sections import FairnessSection, PerformanceSection
@@ -30,90 +50,266 @@ from governance.errors import ConfigurationError
 
 __all__ = ["PerformanceWatch"]
 
+Columns = Mapping[str, Any]
+Groups = dict[str, dict[str, GroupCounts]]
+"""Attribute → group → counts."""
+
 
 class PerformanceWatch:
-    """Over the windows of one version, in their order.
+    """Of one served version; see the module. Not for several threads.
 
     Args:
-        profile: Whose sections are compared with.
+        profile: What is known of the model.
+        labels: Whether labels will come.
+        most_waiting: Predictions that wait for one.
 
     Raises:
-        ConfigurationError: a section cannot be read.
+        ConfigurationError: the profile's sections cannot be read, or labels are to come and it has
+            nothing to compare them with.
     """
 
-    def __init__(self, profile: DriftProfile) -> None:
-        self._performance = PerformanceSection.of(profile)
-        self._fairness = FairnessSection.of(profile)
+    def __init__(
+        self, profile: DriftProfile, *, labels: bool = False, most_waiting: int = 100_000
+    ) -> None:
+        self._profile = profile
+        self.section = section = PerformanceSection.of(profile)
+        self._fair = FairnessSection.of(profile)
+        found = None if section is None else section.estimated
+        self._estimated = found if isinstance(found, Estimated) else None
+        self._positive: Scalar = 1 if self._fair is None else self._fair.positive
+        self._run_length = profile.rules.alert_esr
+        self._most_waiting = most_waiting
+        self.labels: Labels | None = None
+        if labels:
+            if section is None:
+                raise ConfigurationError(
+                    f"labels of {profile.model!r} are to be watched, and its profile has no errors "
+                    "to compare them with",
+                    "fit the profile with performance= (drift.sections.fit_performance)",
+                )
+            self.labels = Labels(section.errors, positive=self._positive, most=most_waiting)
+        self._open: dict[int, EstimatedSums] = {}
+        self._carried = EstimatedSums()
         self._rate = ErrorRate()
+        self._seen_groups: Groups = {}
+        self._joined_groups: Groups = {}
+        self._fairness: dict[str, float] = {}
+        self._broken: dict[str, list[str]] = {}
+        self.changed = False
+        """Whether labels came that no report has told of."""
 
     @property
-    def section(self) -> PerformanceSection | None:
-        """The profile's, if it has one."""
-        return self._performance
+    def anything(self) -> bool:
+        """Whether blocks' rows are of interest at all."""
+        return self._estimated is not None or bool(self._bounds) or self.labels is not None
 
-    def step(
-        self, columns: Mapping[str, Any], labels: Any | None = None
-    ) -> tuple[Performance, Facts]:
-        """The next window.
+    @property
+    def _bounds(self) -> Sequence[FairnessBounds]:
+        return () if self._fair is None else self._fair.bounds
+
+    def rows(self, index: int, block: Block, places: NDArray[np.int64]) -> None:
+        """Rows of a block, by their places in it, that went to a window."""
+        if not self.anything or not len(places):
+            return
+        inputs, outputs = named(self._profile, block.inputs, block.outputs)
+        keys = None
+        if self.labels is not None and block.request_id is not None:
+            ids, rows = block.request_id[places].tolist(), block.request_row[places].tolist()
+            keys = [row_key(one, row) if one else "" for one, row in zip(ids, rows, strict=True)]
+        wanted = {one.attribute for one in self._bounds}
+        self._count(
+            index,
+            {name: values[places] for name, values in inputs.items() if name in wanted},
+            {name: values[places] for name, values in outputs.items()},
+            keys,
+            block.time_ms[places].tolist(),
+        )
+
+    def table(
+        self, index: int, columns: Columns, labels: Sequence[Any] | None, time_ms: Sequence[int]
+    ) -> None:
+        """A window's rows, with labels that lie beside them.
 
         Args:
+            index: Of the window.
             columns: Inputs and outputs.
             labels: (rows,) true values, missing ones None or NaN; None: there are none.
+            time_ms: (rows,) of each.
+        """
+        keys = None
+        if self.labels is not None and labels is not None:
+            keys = [f"{index}#{row}" for row in range(len(labels))]
+        self._count(index, columns, columns, keys, time_ms)
+        for key, label in zip(keys or (), labels or (), strict=True):
+            if not is_missing(label):
+                self.label(key, label)
+
+    def _count(
+        self,
+        index: int,
+        inputs: Columns,
+        outputs: Columns,
+        keys: Sequence[str] | None,
+        times: Sequence[int],
+    ) -> None:
+        """Rows of a window; a label will come for those whose key is not empty."""
+        if self.section is None:
+            return
+        answers, scores = self.section.predicted(outputs), self.section.scores(outputs)
+        if answers is None:
+            return
+        if self._estimated is not None and scores is not None:
+            sums = self._estimated.sums(scores, answers)
+            self._open[index] = self._open.get(index, EstimatedSums()) + sums
+        attributes = {
+            one.attribute: np.asarray(inputs[one.attribute]).tolist()
+            for one in self._bounds
+            if one.attribute in inputs
+        }
+        for name, values in attributes.items():
+            more = count_groups(values, answers, positive=self._positive, attribute=name)
+            self._seen_groups[name] = merged(self._seen_groups.get(name, {}), more)
+        for row, key in enumerate(keys or ()):
+            if key and self.labels is not None:
+                groups = {name: values[row] for name, values in attributes.items()}
+                self.labels.expect(
+                    key, answers[row], window=index, time_ms=times[row], groups=groups
+                )
+
+    def label(self, key: str, label: Any) -> None:
+        """A label that came."""
+        assert self.labels is not None
+        self.labels.label(key, label)
+        self.changed = True
+
+    def closed(self, index: int, *, judged: bool) -> tuple[Performance, Facts]:
+        """What is known when a window closes.
+
+        Args:
+            index: Of the window.
+            judged: Whether it has rows enough; if not, its sums wait for the next.
+        """
+        seen = self._carried + self._open.pop(index, EstimatedSums())
+        for old in [one for one in self._open if one < index]:
+            seen += self._open.pop(old)
+        self._carried = EstimatedSums() if judged else seen
+        fall, estimate = None, None
+        if self._estimated is not None:
+            estimate = self._estimated.estimate(seen)
+            fall = self._estimated.distance(seen)
+        batch = self._batch()
+        self._judge_fairness()
+        errors, rose = self._errors(batch)
+        facts = Facts(
+            accuracy_fall_sd=fall,
+            fairness_broken=tuple(text for one in self._broken.values() for text in one),
+            errors_rose=rose,
+        )
+        classes = self.section is not None and not self.section.errors.edges
+        performance = Performance(
+            estimated_accuracy=None if estimate is None else estimate.accuracy,
+            estimated_sd=None if estimate is None else estimate.sd,
+            accuracy=1 - batch.errors / batch.rows if batch and batch.rows and classes else None,
+            labelled=batch.rows if batch else 0,
+            error_esr=errors,
+            fairness=tuple(sorted(self._fairness.items())),
+        )
+        return performance, facts
+
+    def _batch(self) -> LabelSums | None:
+        """Labels since the last time, whichever windows their predictions were in."""
+        self.changed = False
+        if self.labels is None:
+            return None
+        taken = list(self.labels.take().values())
+        for sums in taken:
+            for name, counts in sums.groups.items():
+                self._joined_groups[name] = merged(self._joined_groups.get(name, {}), counts)
+        return sum(taken[1:], taken[0]) if taken else None
+
+    def _errors(self, batch: LabelSums | None) -> tuple[float | None, tuple[str, ...]]:
+        if self.section is None or self.labels is None:
+            return None, ()
+        reference = self.section.errors
+        if batch is not None:
+            self._rate = self._rate.after(reference, batch.outcomes)
+        esr = math.exp(min(self._rate.log_r, 700.0))
+        if not self._rate.alarms(self._run_length):
+            return esr, ()
+        rate = self._rate
+        share = f"{rate.worst / max(1, rate.rows):.1%} of {rate.rows} labelled rows"
+        expected = reference.counts[-1] / sum(reference.counts)
+        return esr, (
+            f"{share} are in the worst outcome, {expected:.1%} in the reference; eSR of errors is "
+            f"{esr:.3g} (alarm at {self._run_length:g})",
+        )
+
+    def _judge_fairness(self) -> None:
+        champion = {} if self._fair is None else self._fair.reference
+        for bounds in self._bounds:
+            name = bounds.attribute
+            for groups, of_labels in ((self._seen_groups, False), (self._joined_groups, True)):
+                counts = groups.get(name, {})
+                if sum(one.rows for one in counts.values()) < bounds.smallest_window:
+                    continue
+                del groups[name]
+                report = judge_fairness(bounds, counts, champion.get(name))
+                # Selection is judged on all rows, the rest on those with labels.
+                told = [m for m in report.measures if (m.name != "selection") is of_labels]
+                for measure in told:
+                    if not math.isnan(measure.value):
+                        self._fairness[f"{measure.name}/{name}"] = measure.value
+                kind = f"{name}/{'labels' if of_labels else 'rows'}"
+                self._broken[kind] = [
+                    f"{name}: {one.sentence}" for one in told if one.broken or one.worse
+                ]
+
+    def acknowledge(self) -> None:
+        """Somebody has seen the alarm: the statistic of errors begins anew."""
+        self._rate = self._rate.reset()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole state, for JSON."""
+        return {
+            "open": {str(index): seen.to_dict() for index, seen in self._open.items()},
+            "carried": self._carried.to_dict(),
+            "rate": self._rate.to_dict(),
+            "seen_groups": {n: counts_to_dict(one) for n, one in self._seen_groups.items()},
+            "joined_groups": {n: counts_to_dict(one) for n, one in self._joined_groups.items()},
+            "fairness": {name: repr(value) for name, value in self._fairness.items()},
+            "broken": self._broken,
+            "labels": None if self.labels is None else self.labels.to_dict(),
+        }
+
+    def restore(self, document: Mapping[str, Any]) -> None:
+        """Go on from ``to_dict``; labels that waited are let go where none are to come any more.
 
         Raises:
-            ConfigurationError: outputs of a shape that cannot be meant.
+            ConfigurationError: it cannot be read.
         """
-        section = self._performance
-        if section is None or any(name not in columns for name in section.needs):
-            return Performance(), Facts()
-        answers = section.predicted(columns)
-        accuracy = sd = fall = None
-        if isinstance(section.estimated, Estimated):
-            sums = section.estimated.sums(section.scores(columns), answers)
-            estimate = section.estimated.estimate(sums)
-            accuracy, sd = estimate.accuracy, estimate.sd
-            fall = section.estimated.distance(sums)
-        truths = [] if labels is None else list(np.asarray(labels).tolist())
-        if truths and len(truths) != len(answers):
+        try:
+            self._open = {
+                int(index): EstimatedSums.from_dict(one) for index, one in document["open"].items()
+            }
+            self._carried = EstimatedSums.from_dict(document["carried"])
+            self._rate = ErrorRate.from_dict(document["rate"])
+            for groups, name in (
+                (self._seen_groups, "seen_groups"),
+                (self._joined_groups, "joined_groups"),
+            ):
+                groups.update({n: counts_from_dict(one) for n, one in document[name].items()})
+            self._fairness = {name: float(text) for name, text in document["fairness"].items()}
+            self._broken = {name: list(texts) for name, texts in document["broken"].items()}
+            if self.labels is not None and document["labels"] is not None:
+                assert self.section is not None
+                self.labels = Labels.from_dict(
+                    document["labels"],
+                    self.section.errors,
+                    positive=self._positive,
+                    most=self._most_waiting,
+                )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(
-                f"{len(truths)} labels for {len(answers)} rows", "give a label a row, or none"
-            )
-        known = [
-            (answer, truth)
-            for answer, truth in zip(answers, truths, strict=False)
-            if not is_missing(truth)
-        ]
-        true_accuracy = esr = None
-        if known:
-            counts = [0] * section.errors.outcomes
-            for answer, truth in known:
-                counts[section.errors.outcome(answer, truth)] += 1
-            if not section.errors.edges:
-                true_accuracy = counts[0] / len(known)
-            self._rate = self._rate.after(section.errors, counts)
-            esr = math.exp(min(self._rate.log_r, math.log(1e12)))
-        values, broken = self._groups(columns, answers, truths or None)
-        performance = Performance(accuracy, sd, true_accuracy, len(known), esr, values)
-        return performance, Facts(accuracy_fall_sd=fall, fairness_broken=broken)
-
-    def _groups(
-        self, columns: Mapping[str, Any], answers: list[Any], truths: list[Any] | None
-    ) -> tuple[tuple[tuple[str, float], ...], tuple[str, ...]]:
-        """Measures by attribute, and sentences about the bounds that broke."""
-        values: list[tuple[str, float]] = []
-        broken: list[str] = []
-        section = self._fairness
-        for bounds in section.bounds if section else ():
-            if section is None or bounds.attribute not in columns:
-                continue
-            groups = np.asarray(columns[bounds.attribute]).tolist()
-            counts = count_groups(
-                groups, answers, truths, positive=section.positive, attribute=bounds.attribute
-            )
-            report = judge_fairness(bounds, counts, section.reference.get(bounds.attribute))
-            for one in report.measures:
-                if not math.isnan(one.value):
-                    values.append((f"{one.name.replace(' ', '_')}/{bounds.attribute}", one.value))
-                if one.broken or one.worse:
-                    broken.append(f"{bounds.attribute}: {one.sentence}")
-        return tuple(values), tuple(broken)
+                f"the state of performance cannot be read: {error}",
+                "restore the monitor's state, or begin without it",
+            ) from error

@@ -2,8 +2,10 @@
 
 ``keep``  the value leaves as it is.
 ``bin``   a number leaves as the edge of the bin it lies in, which a profile with the same edges
-          counts in the same bin; what is no number leaves as missing. A text leaves if it is one
-          of the known categories, else as ``(other)``.
+          counts in the same bin; what is no finite number leaves as missing. A text leaves if it is
+          one of the known categories, else as ``(other)``.
+``presence``  whether there is a value leaves, as 1 or missing: what a profile counts of a masked
+          column.
 ``mask``  the column does not leave at all; its name does.
 
 It is applied before a block exists, so nothing that is masked is ever written, spooled or sent.
@@ -27,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from drift.bins import category_of
 from drift.columns import Column
 from governance.errors import ConfigurationError
 
@@ -40,6 +43,7 @@ class Action(StrEnum):
 
     KEEP = "keep"
     BIN = "bin"
+    PRESENCE = "presence"
     MASK = "mask"
 
 
@@ -48,7 +52,7 @@ class Privacy:
     """Rules for one model.
 
     Attributes:
-        actions: Column → ``keep``, ``bin`` or ``mask``.
+        actions: Column → ``keep``, ``bin``, ``presence`` or ``mask``.
         edges: Of binned numbers, increasing, in the column's unit.
         categories: Of binned texts.
         default: For columns that ``actions`` does not name; ``keep`` or ``mask``.
@@ -97,6 +101,8 @@ class Privacy:
                 masked.append(prefix + name)
             elif action is Action.BIN:
                 kept[name] = self._binned(prefix + name, values)
+            elif action is Action.PRESENCE:
+                kept[name] = np.where(_present(values), 1.0, np.nan)
             else:
                 kept[name] = values
         return kept, tuple(masked)
@@ -109,6 +115,7 @@ class Privacy:
                 found[place] = _category(value, known)
             return found
         numbers = _numbers(values)
+        numbers = np.where(np.isfinite(numbers), numbers, np.nan)
         edges = np.asarray(self.edges[name], dtype=float)
         # The edge that belongs to a bin lies in it, also where two edges are neighbouring floats.
         width = edges[-1] - edges[0] if len(edges) > 1 else 1.0
@@ -121,11 +128,15 @@ class Privacy:
         return np.where(np.isnan(numbers), np.nan, stand_ins[places])
 
 
+def _present(values: Column) -> NDArray[np.bool_]:
+    if values.dtype != object:
+        return np.isfinite(values)
+    return np.array([value is not None and value == value for value in values], dtype=np.bool_)
+
+
 def _category(value: Any, known: set[str]) -> str | None:
-    if value is None or value != value:
-        return None
-    text = value if isinstance(value, str) else str(value)
-    return text if text in known else OTHER
+    text = category_of(value)
+    return text if text is None or text in known else OTHER
 
 
 def _numbers(values: Column) -> NDArray[np.float64]:

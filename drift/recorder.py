@@ -43,6 +43,7 @@ from governance.errors import ConfigurationError
 __all__ = ["Recorder", "RecorderCounts"]
 
 _MOST_EXTRA = 20
+_ALONE = "prediction"  # what has no name is called so, or prediction.0, prediction.1 …
 _VALUE = 32  # bytes of a Python number in a list, about
 
 
@@ -67,8 +68,10 @@ class RecorderCounts:
     waiting_bytes: int
 
 
-_Entry = tuple[Any, Any, str, int, str, int, int]
-"""Data, predictions, version, time, request's id, rows, bytes."""
+_Ids = str | tuple[Sequence[str], Sequence[int]]
+"""A request's id; or of several requests, with the rows of each."""
+_Entry = tuple[Any, Any, str, int, _Ids, int, int]
+"""Data, predictions, version, time, ids, rows, bytes."""
 
 _NO_TABLE = (ValueError, TypeError, LookupError, AttributeError)
 
@@ -80,6 +83,7 @@ class Recorder:
         source: This life of this replica; never used again after a restart.
         model, deployment: What answers.
         columns: The inputs that are expected, in order; None takes whatever comes.
+        outputs: Names for predictions that have none, where they are as many.
         privacy: What may leave.
         most_rows, most_bytes: Of the queue.
         block_rows: Rows of a block at most, except that a request is not cut.
@@ -96,6 +100,7 @@ class Recorder:
         model: str,
         deployment: str = "",
         columns: Sequence[str] | None = None,
+        outputs: Sequence[str] = (),
         privacy: Privacy | None = None,
         most_rows: int = 100_000,
         most_bytes: int = 1 << 26,
@@ -115,10 +120,11 @@ class Recorder:
                 f"room for {most_rows} rows, {most_bytes} bytes, blocks of {block_rows}",
                 "leave room for at least one of each",
             )
-        self._source = source
+        self.source = source
         self._model = model
         self._deployment = deployment
         self._columns = None if columns is None else tuple(columns)
+        self._outputs = tuple(outputs)
         self._privacy = privacy or Privacy()
         self._most_rows = most_rows
         self._most_bytes = most_bytes
@@ -169,13 +175,70 @@ class Recorder:
             with self._lock:
                 self._sampled_out += rows
             return False
+        return self._put(data, predictions, version, time_ms, request_id, rows, nbytes)
+
+    def append_together(
+        self,
+        data: Any,
+        predictions: Any,
+        request_ids: Sequence[str],
+        counts: Sequence[int],
+        version: str = "",
+        time_ms: int | None = None,
+    ) -> bool:
+        """Rows of several requests that were predicted together; false if any were dropped.
+
+        Args:
+            data: Of all, as ``append`` takes them; an array (rows, …).
+            predictions: Of all: an array, a list or a DataFrame.
+            request_ids: Of each request.
+            counts: Rows of each request.
+            version: That answered.
+            time_ms: When; now if it is not said.
+        """
+        if self._sample < 1:
+            kept, start = True, 0
+            for request_id, count in zip(request_ids, counts, strict=True):
+                part = slice(start, start + count)
+                start += count
+                rows_there, said = _part(data, part), _part(predictions, part)
+                kept &= self.append(rows_there, said, version, time_ms, request_id)
+            return kept
+        ids: _Ids
+        if len(counts) == 1:
+            rows, ids = counts[0], request_ids[0]
+        else:
+            rows, ids = sum(counts), (request_ids, counts)
+        if not rows:
+            return True
+        nbytes = data.nbytes if type(data) is np.ndarray else _size_of(data, rows)
+        return self._put(data, predictions, version, time_ms, ids, rows, nbytes)
+
+    def lost(self, rows: int = 1, *, malformed: bool = False) -> None:
+        """Count rows that somebody before us could not keep, or could not read."""
+        with self._lock:
+            if malformed:
+                self._malformed += rows
+            else:
+                self._dropped += rows
+
+    def _put(
+        self,
+        data: Any,
+        predictions: Any,
+        version: str,
+        time_ms: int | None,
+        ids: _Ids,
+        rows: int,
+        nbytes: int,
+    ) -> bool:
         if time_ms is None:
             time_ms = self._clock()
         with self._lock:
             if self._rows + rows > self._most_rows or self._bytes + nbytes > self._most_bytes:
                 self._dropped += rows
                 return False
-            self._queue.append((data, predictions, version, time_ms, request_id, rows, nbytes))
+            self._queue.append((data, predictions, version, time_ms, ids, rows, nbytes))
             self._rows += rows
             self._bytes += nbytes
             self._recorded += rows
@@ -241,7 +304,7 @@ class Recorder:
         for _, run in groupby(entries, key=_alike):
             data, predictions, rows = _stacked(list(run))
             seen.append((rows, columns_of(data, rows, self._columns)))
-            said.append((rows, columns_of(predictions, rows, alone="prediction")))
+            said.append((rows, columns_of(predictions, rows, alone=_ALONE)))
         return joined(seen), joined(said)
 
     def _is_table(self, entry: _Entry) -> bool:
@@ -266,6 +329,9 @@ class Recorder:
             extra = tuple(strange[:_MOST_EXTRA]) if not hidden else ("(masked)",) * bool(strange)
             absent = typed([None] * rows)
             inputs = {name: inputs.get(name, absent) for name in self._columns}
+        unnamed = all(name.partition(".")[0] == _ALONE for name in outputs)
+        if unnamed and len(outputs) == len(self._outputs):
+            outputs = dict(zip(self._outputs, outputs.values(), strict=True))
         inputs, masked = self._privacy.applied(inputs)
         outputs, masked_outputs = self._privacy.applied(outputs, "output:")
         with self._lock:
@@ -274,12 +340,13 @@ class Recorder:
             self._told = now
             sequence, self._sequence = self._sequence, self._sequence + 1
         each = [entry[5] for entry in good]
+        names, lengths = _requests(good)
         ids = None
         if self._privacy.request_id == Action.KEEP:
-            ids = np.repeat(np.array([entry[4] for entry in good], dtype=object), each)
+            ids = np.repeat(np.array(names, dtype=object), lengths)
         return Block(
             id=self._new_id(),
-            source=self._source,
+            source=self.source,
             sequence=sequence,
             model=self._model,
             version=version,
@@ -288,13 +355,35 @@ class Recorder:
             inputs=inputs,
             outputs=outputs,
             request_id=ids,
-            request_row=np.arange(rows) - np.repeat(np.cumsum(each) - each, each),
+            request_row=np.arange(rows) - np.repeat(np.cumsum(lengths) - lengths, lengths),
             dropped=dropped,
             sampled_out=sampled_out,
             malformed=malformed,
             masked=masked + masked_outputs,
             extra=extra,
         )
+
+
+def _part(table: Any, rows: slice) -> Any:
+    """Some rows of whatever a table comes in."""
+    if isinstance(table, Mapping):
+        return {name: values[rows] for name, values in table.items()}
+    return table.iloc[rows] if hasattr(table, "iloc") else table[rows]
+
+
+def _requests(entries: list[_Entry]) -> tuple[list[str], list[int]]:
+    """Ids of requests, and the rows of each."""
+    names: list[str] = []
+    lengths: list[int] = []
+    for entry in entries:
+        ids = entry[4]
+        if isinstance(ids, str):
+            names.append(ids)
+            lengths.append(entry[5])
+        else:
+            names += ids[0]
+            lengths += ids[1]
+    return names, lengths
 
 
 def _size_of(data: Any, rows: int) -> int:

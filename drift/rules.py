@@ -6,8 +6,8 @@ They stand in the profile, are signed with it, and have these defaults:
 - *alert*: eSR ≥ 1000 and PSI ≥ max(0.05, 1.25 × the largest PSI among the profile's own windows),
   in ``consecutive`` windows after each other;
 - *quarantine* is proposed on an alert together with one of: the estimated accuracy fell by 3
-  standard deviations, a fairness bound broke, a critical data-quality check failed. It always needs
-  a person's sign-off; there is no setting for that.
+  standard deviations, a fairness bound broke, a critical data-quality check failed, labels show
+  more errors than the reference had. It always needs a person's sign-off; there is no setting.
 
 Example::
 

@@ -63,16 +63,14 @@ class PerformanceSection:
     errors: ErrorReference
     threshold: float = 0.5
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Outputs without which nothing can be said."""
-        return tuple(filter(None, (self.prediction, *self.probabilities)))
-
-    def predicted(self, columns: Columns) -> list[Any]:
-        """Of rows: classes, or numbers."""
+    def predicted(self, columns: Columns) -> list[Any] | None:
+        """Of rows: classes, or numbers; None: a column that says it is not there."""
         if self.prediction:
-            return list(np.asarray(columns[self.prediction]).tolist())
+            found = columns.get(self.prediction)
+            return None if found is None else list(np.asarray(found).tolist())
         matrix = self.scores(columns)
+        if matrix is None:
+            return None
         if matrix.ndim == 1:
             other = next(name for name in self.classes if name != self.positive)
             # What is no probability is no prediction either.
@@ -87,8 +85,11 @@ class PerformanceSection:
             for place, bad in zip(best.tolist(), broken.tolist(), strict=True)
         ]
 
-    def scores(self, columns: Columns) -> NDArray[np.float64]:
-        """Probabilities (rows,) or (rows, classes); NaN for what is none."""
+    def scores(self, columns: Columns) -> NDArray[np.float64] | None:
+        """Probabilities (rows,) or (rows, classes), NaN for what is none; None: one is not there,
+        or none is named."""
+        if not self.probabilities or any(name not in columns for name in self.probabilities):
+            return None
         found = [_numbers(columns[name]) for name in self.probabilities]
         return found[0] if len(found) == 1 else np.column_stack(found)
 
@@ -241,12 +242,13 @@ def fit_performance(
         ErrorReference((100, 0)),
         threshold,
     )
-    answers = plain.predicted(outputs)
+    answers, scores = plain.predicted(outputs), plain.scores(outputs)
+    assert answers is not None  # all that is named is there
     errors = ErrorReference.of_classes(answers, truth)
     estimated: Estimated | NotEstimated = plain.estimated
-    if probabilities:
+    if scores is not None:
         estimated = fit_estimated(
-            plain.scores(outputs), answers, truth, classes=classes, positive=positive, window=window
+            scores, answers, truth, classes=classes, positive=positive, window=window
         )
     return PerformanceSection(
         prediction, tuple(probabilities), tuple(classes), positive, estimated, errors, threshold

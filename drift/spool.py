@@ -79,7 +79,7 @@ class Spool:
                 "leave room for one block at least",
             )
         self._folder = BlockFolder(path)
-        self._destination = destination
+        self.destination = destination
         self._most_bytes = most_bytes
         self._most_blocks = most_blocks
         self.counts = SpoolCounts()
@@ -105,7 +105,7 @@ class Spool:
         taken = 0
         for entry in self.waiting()[:most]:
             try:
-                self._destination.deliver(self._folder.path / entry.name)
+                self.destination.deliver(self._folder.path / entry.name)
             except ConflictError as error:
                 self.last_error = str(error)
                 self._give_up(entry)

@@ -61,11 +61,13 @@ class Facts:
         accuracy_fall_sd: By how many standard deviations the estimated accuracy fell; None unknown.
         fairness_broken: Bounds of fairness that broke, in words.
         quality_failed: Critical data-quality checks that failed, in words.
+        errors_rose: What labels say against the model, in words.
     """
 
     accuracy_fall_sd: float | None = None
     fairness_broken: tuple[str, ...] = ()
     quality_failed: tuple[str, ...] = ()
+    errors_rose: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,11 @@ class Judge:
     def esr(self) -> float:
         """The statistic now."""
         return self._statistic.mean
+
+    @property
+    def waiting(self) -> WindowCounts:
+        """Rows of windows too small to judge, which are judged together with the next."""
+        return self._waiting
 
     @property
     def last_index(self) -> int | None:
@@ -278,6 +285,7 @@ class Judge:
             )
         if rows >= rules.fairness_min_rows:
             reasons += [f"fairness: {what}" for what in facts.fairness_broken]
+        reasons += [f"labels: {what}" for what in facts.errors_rose]
         return (*reasons, *(f"data quality: {what}" for what in facts.quality_failed))
 
     def _worst(
@@ -372,5 +380,6 @@ def _left_out(tally: Tally) -> list[str]:
         "rows came too late": tally.late_rows,
         "rows came from the future": tally.ahead_rows,
         "blocks never came": tally.lost_blocks,
+        "rows could not be recorded": tally.unrecorded_rows,
     }
     return [f"{count} {what} and were not counted" for what, count in told.items() if count]

@@ -7,12 +7,13 @@ little-endian::
     request  = u8 0, u32 length, rows (the array's own bytes, C order, dtype and shape as agreed)
              | u8 1, u32 length, u16 length of content type + 1 (0: none), content type, body
              | u8 2, u32 length, u16 length of traceparent, traceparent, tracestate,
-               and then one of the above: a request that is traced
+               and then one of the others: a request that is traced
+             | u8 3, u32 length, request id, and then one of the first two: one that is recorded
     answer   = u16 status, u16 length, content type, u32 length, body
 
 Rows are sent where the listener could decode the request; anything else goes as it came, for
-MLflow's own code. Traces go only to replicas whose greeting says that they take them. Identity
-headers are not repeated in each answer: the listener knows whom it asks.
+MLflow's own code. Traces and ids go only to replicas whose greeting says that they take them.
+Identity headers are not repeated in each answer: the listener knows whom it asks.
 
 Example::
 
@@ -33,6 +34,8 @@ from serve.decode import Array, Layout
 
 __all__ = [
     "FrameError",
+    "Item",
+    "Named",
     "Raw",
     "Traced",
     "pack_answers",
@@ -45,7 +48,7 @@ _U32 = struct.Struct("<I")
 _ITEM = struct.Struct("<BI")
 _U16 = struct.Struct("<H")
 _ANSWER = struct.Struct("<HH")
-_ROWS, _RAW, _TRACED = 0, 1, 2
+_ROWS, _RAW, _TRACED, _NAMED = 0, 1, 2, 3
 
 
 class FrameError(ValueError):
@@ -61,6 +64,19 @@ class Raw:
 
 
 @dataclass(slots=True)
+class Named:
+    """A request that is recorded under its id.
+
+    Attributes:
+        item: The request.
+        request_id: As the client has it, or was told.
+    """
+
+    item: Array | Raw
+    request_id: str
+
+
+@dataclass(slots=True)
 class Traced:
     """A request whose spans go on in the replica.
 
@@ -71,10 +87,14 @@ class Traced:
         together: Requests in its batch, once it was sent.
     """
 
-    item: Array | Raw
+    item: Array | Raw | Named
     traceparent: str
     tracestate: str = ""
     together: int = 0
+
+
+Item = Array | Raw | Named | Traced
+"""A request of a batch."""
 
 
 def _frame(parts: list[bytes], count: int) -> bytes:
@@ -82,7 +102,7 @@ def _frame(parts: list[bytes], count: int) -> bytes:
     return b"".join((_U32.pack(len(body) + 4), _U32.pack(count), body))
 
 
-def pack_requests(items: Sequence[Array | Raw | Traced]) -> bytes:
+def pack_requests(items: Sequence[Item]) -> bytes:
     """The frame of a batch of requests, its length in front; those traced learn of its size."""
     parts: list[bytes] = []
     for item in items:
@@ -91,6 +111,10 @@ def pack_requests(items: Sequence[Array | Raw | Traced]) -> bytes:
             above = item.traceparent.encode("latin-1")
             part = _U16.pack(len(above)) + above + item.tracestate.encode("latin-1")
             parts += (_ITEM.pack(_TRACED, len(part)), part)
+            item = item.item
+        if isinstance(item, Named):
+            name = item.request_id.encode("latin-1", "replace")
+            parts += (_ITEM.pack(_NAMED, len(name)), name)
             item = item.item
         if isinstance(item, Raw):
             kind = None if item.content_type is None else item.content_type.encode("latin-1")
@@ -102,13 +126,13 @@ def pack_requests(items: Sequence[Array | Raw | Traced]) -> bytes:
     return _frame(parts, len(items))
 
 
-def unpack_requests(frame: memoryview, layout: Layout | None) -> list[Array | Raw | Traced]:
+def unpack_requests(frame: memoryview, layout: Layout | None) -> list[Item]:
     """The requests of a frame, given without its length.
 
     Raises:
         FrameError: malformed, or rows that the layout has no place for.
     """
-    items: list[Array | Raw | Traced] = []
+    items: list[Item] = []
     dtype = np.dtype(layout.dtype) if layout else None
     try:
         (count,) = _U32.unpack_from(frame)
@@ -119,13 +143,19 @@ def unpack_requests(frame: memoryview, layout: Layout | None) -> list[Array | Ra
             if kind == _TRACED:
                 above = part
                 kind, part, at = _part(frame, at)
-            item: Array | Raw
+            name = None
+            if kind == _NAMED:
+                name = bytes(part).decode("latin-1")
+                kind, part, at = _part(frame, at)
+            item: Array | Raw | Named
             if kind == _RAW:
                 item = _unpack_raw(part)
             elif kind == _ROWS and layout is not None and dtype is not None:
                 item = np.frombuffer(part, dtype).reshape(-1, *layout.shape)
             else:
                 raise FrameError(f"a request of kind {kind} has no place here")
+            if name is not None:
+                item = Named(item, name)
             items.append(item if above is None else _unpack_traced(above, item))
     except (struct.error, ValueError) as error:
         raise FrameError(str(error)) from error
@@ -144,7 +174,7 @@ def _part(frame: memoryview, at: int) -> tuple[int, memoryview, int]:
     return kind, part, at + length
 
 
-def _unpack_traced(part: memoryview, item: Array | Raw) -> Traced:
+def _unpack_traced(part: memoryview, item: Array | Raw | Named) -> Traced:
     (length,) = _U16.unpack_from(part)
     if 2 + length > len(part):
         raise FrameError("a trace is cut off")

@@ -33,7 +33,7 @@ from serve.answer import Answer, Header
 from serve.batching import Batcher, BatchLimits
 from serve.cold import WaitingRoom
 from serve.decode import Array, Decoder
-from serve.frames import Raw, Traced
+from serve.frames import Item, Named, Raw, Traced
 from serve.socket_lane import (
     DECODED_BY_LISTENER,
     UNANSWERED,
@@ -46,7 +46,7 @@ from serve.stream import LARGEST_FRAME
 
 __all__ = ["Carrier", "LanePool", "RemoteLane", "socket_folder"]
 
-Carrier = Callable[[list[Array | Raw | Traced]], Awaitable[Sequence[Answer]]]
+Carrier = Callable[[list[Item]], Awaitable[Sequence[Answer]]]
 """Carries a batch to a model; raises `LaneLostError` when it cannot."""
 
 RemoteLane = Callable[[], Awaitable[tuple[Carrier, Hello]]]
@@ -78,7 +78,7 @@ class _Lane:
         self.hello = hello
         self.headers = hello.identity.headers()
         self.decoder = Decoder(hello.layout)
-        self.batcher: Batcher[Array | Raw | Traced, Answer] = Batcher(carrier, limits, _weight)
+        self.batcher: Batcher[Item, Answer] = Batcher(carrier, limits, _weight)
         self.asked = 0
 
     @property
@@ -86,8 +86,10 @@ class _Lane:
         return isinstance(self.carrier, SocketLane) and self.carrier.lost
 
 
-def _weight(item: Array | Raw | Traced) -> int:
+def _weight(item: Item) -> int:
     if isinstance(item, Traced):
+        item = item.item
+    if isinstance(item, Named):
         item = item.item
     return len(item.body) if isinstance(item, Raw) else item.nbytes
 
@@ -186,6 +188,7 @@ class LanePool:
         timeout_s: float,
         headers: tuple[Header, ...] = (),
         hold_s: float = 0.0,
+        request_id: str = "",
     ) -> tuple[Answer, int]:
         """The model's answer, and how many rows were asked (0: not known).
 
@@ -195,6 +198,7 @@ class LanePool:
             timeout_s: Seconds it may take, once somebody can be asked.
             headers: Of the answer, besides those that name the model.
             hold_s: Seconds it may wait for somebody who can be asked.
+            request_id: Told to a replica that records.
 
         Raises:
             LaneLostError: nobody can be asked, or the lane broke twice.
@@ -207,7 +211,7 @@ class LanePool:
         self.in_flight += 1
         try:
             try:
-                return await self._through(lane, content_type, body, timeout_s, headers)
+                return await self._through(lane, content_type, body, timeout_s, headers, request_id)
             except LaneLostError:
                 if lane.lost:
                     self._drop(lane)
@@ -219,7 +223,7 @@ class LanePool:
                 lane = self._shortest()
             try:
                 return await self._through(
-                    lane, content_type, body, deadline - monotonic(), headers
+                    lane, content_type, body, deadline - monotonic(), headers, request_id
                 )
             except LaneLostError:
                 self._drop(lane)
@@ -244,8 +248,10 @@ class LanePool:
         body: bytes,
         timeout_s: float,
         headers: tuple[Header, ...],
+        request_id: str,
     ) -> tuple[Answer, int]:
         lane.asked += 1
+        records = lane.hello.records
         try:
             rows = None
             if len(body) <= DECODED_BY_LISTENER:
@@ -253,13 +259,15 @@ class LanePool:
             here = CURRENT.get()
             send = lane.batcher.submit if here is None else partial(_send_traced, lane, here)
             if rows is None:
-                answer = await send(Raw(content_type, body), timeout_s)
+                raw = Raw(content_type, body)
+                answer = await send(Named(raw, request_id) if records else raw, timeout_s)
                 count = 0
             else:
-                answer = await send(rows, timeout_s)
+                answer = await send(Named(rows, request_id) if records else rows, timeout_s)
                 count = len(rows)
                 if answer.status == UNANSWERED:
-                    answer = await send(Raw(content_type, body), timeout_s)
+                    raw = Raw(content_type, body)
+                    answer = await send(Named(raw, request_id) if records else raw, timeout_s)
         finally:
             lane.asked -= 1
         self.carried += 1
@@ -359,7 +367,9 @@ class LanePool:
         self._look.set()
 
 
-async def _send_traced(lane: _Lane, here: Sampled, item: Array | Raw, timeout_s: float) -> Answer:
+async def _send_traced(
+    lane: _Lane, here: Sampled, item: Array | Raw | Named, timeout_s: float
+) -> Answer:
     """Through the lane, with the span that it is sent from."""
     socket = isinstance(lane.carrier, SocketLane)
     here.note(lane="socket" if socket else "handle", replica_pid=lane.hello.pid if socket else None)

@@ -34,6 +34,7 @@ from uuid import uuid4
 
 from governance.errors import GovernanceError, UnreachableError
 from governance.expected_bytes import expecting
+from governance.recording_port import ServedModel, open_recorder
 from serve.lanes import socket_folder
 from serve.pauses import settle_memory
 from serve.scoring import Identity, Scorer
@@ -210,6 +211,8 @@ class ModelThread:
             self._thread.join(timeout_s)
         if self._tracing is not None:
             self._tracing.close()
+        if self._scorer.recorder is not None:
+            self._scorer.recorder.close()
 
     def _run(self) -> None:
         import uvloop
@@ -248,6 +251,9 @@ class ModelReplica:
         scorer = _load(spec)
         if spec.probe:
             scorer.prepare()
+        layout = scorer.layout
+        names = None if layout is None or layout.names is None else tuple(layout.names)
+        scorer.record(open_recorder(ServedModel(spec.model, spec.version, names)))
         tracing = Tracing.from_environment("chancery-replica", os.environ)
         self._hello = Hello.of(scorer, traces=tracing is not None).to_json()
         self._thread = ModelThread(folder / f"{uuid4().hex[:12]}.sock", scorer, tracing)

@@ -250,7 +250,8 @@ class Router:
         route = routing.routes[assignment.variant]
         judged = assignment.reason is not AssignmentReason.OVERRIDE
         content_type = headers.get("content-type")
-        first = await _ask(route, content_type, body)
+        request_id = headers.get("x-request-id", "")
+        first = await _ask(route, content_type, body, request_id)
         stables = routing.is_stable(route)
         if stables:
             error = first.error
@@ -264,7 +265,7 @@ class Router:
             route.tally.add(error, first.ms, judged=judged)
             answer = first.answer
         else:
-            error, answer = await self._settle(routing, first, content_type, body)
+            error, answer = await self._settle(routing, first, content_type, body, request_id)
             route.tally.add(error, first.ms, judged=judged)
         observer = self.observer
         if observer is not None and observer.on and judged and error is None:
@@ -282,7 +283,12 @@ class Router:
         return answer
 
     async def _settle(
-        self, routing: Routing, first: Outcome, content_type: str | None, body: bytes
+        self,
+        routing: Routing,
+        first: Outcome,
+        content_type: str | None,
+        body: bytes,
+        request_id: str,
     ) -> tuple[ErrorClass | None, Answer]:
         """Whose fault it is, and what the client is told, when another than stable was asked."""
         error = first.error
@@ -295,7 +301,7 @@ class Router:
             if error is ErrorClass.CLIENT:
                 error = _refusal(first.answer)
             return error, first.answer
-        second = await _ask(stable, content_type, body)
+        second = await _ask(stable, content_type, body, request_id)
         stable.tally.add(second.error, second.ms, judged=False)
         retried = second.answer.with_headers(_RETRIED)
         if second.error is None:
@@ -328,21 +334,23 @@ class Router:
             routing.shapes.learn(outcome.answer)
 
 
-def _ask(route: Route, content_type: str | None, body: bytes) -> Coroutine[Any, Any, Outcome]:
+def _ask(
+    route: Route, content_type: str | None, body: bytes, request_id: str = ""
+) -> Coroutine[Any, Any, Outcome]:
     """Ask a variant; whatever goes wrong is an answer too."""
     above = CURRENT.get()
     if above is None:
-        return _asked(route, content_type, body)
-    return _ask_traced(above, route, content_type, body)
+        return _asked(route, content_type, body, request_id)
+    return _ask_traced(above, route, content_type, body, request_id)
 
 
 async def _ask_traced(
-    above: Sampled, route: Route, content_type: str | None, body: bytes
+    above: Sampled, route: Route, content_type: str | None, body: bytes, request_id: str
 ) -> Outcome:
     here = above.child(f"ask {route.variant.name}")
     with here.current():
         here.note_variant(route.variant.plan)
-        found = await _asked(route, content_type, body)
+        found = await _asked(route, content_type, body, request_id)
         here.note(rows=found.rows or None, batch_size=here.batch_size or None)
         above.note(batch_size=here.batch_size or None)
         here.note_answer(found.answer, None if found.error is None else found.error.value)
@@ -362,12 +370,14 @@ async def _ask_copy(route: Route, content_type: str | None, body: bytes) -> Outc
     return found
 
 
-async def _asked(route: Route, content_type: str | None, body: bytes) -> Outcome:
+async def _asked(
+    route: Route, content_type: str | None, body: bytes, request_id: str = ""
+) -> Outcome:
     begun = perf_counter()
     rows = 0
     error: ErrorClass | None
     try:
-        answer, rows = await route.variant.ask(content_type, body)
+        answer, rows = await route.variant.ask(content_type, body, request_id)
         status = answer.status
         error = None if status < 400 else _classes(status)
         ms = (perf_counter() - begun) * 1e3

@@ -5,6 +5,9 @@ can read goes to the model as an array or a DataFrame, any other through MLflow'
 ``invocations``, so that parsing, schema enforcement, params and every error are MLflow's. When the
 fast way raises, the request is answered again by MLflow's code, which then says what is wrong.
 
+What it answers may be recorded (``governance.recording_port``): off unless `Scorer.record` was
+given a recorder, and nothing that goes wrong there reaches an answer.
+
 `Scorer.score` takes the rows of many requests and predicts them together, if `Scorer.prepare` has
 shown that the model's rows are independent. A row that the model cannot take fails alone: the
 batch is then predicted request by request.
@@ -36,6 +39,7 @@ from serve.decode import Array, Decoder, layout_of
 from serve.encode import Kind, NotRowsError, encode, kind_of, slices, split
 
 if TYPE_CHECKING:
+    from governance.recording_port import Recording
     from serve.independence import Dependent, Independent
 
 __all__ = ["Identity", "Scorer"]
@@ -97,6 +101,7 @@ class Scorer:
         self.decoder = Decoder(self.layout)
         self.independence: Independent | Dependent = Dependent("it was not probed")
         self.takes_arrays = False
+        self.recorder: Recording | None = None
         self._schema = model.metadata.get_input_schema()
         self._kind: Kind | None = None
         self._plain = (
@@ -200,11 +205,16 @@ class Scorer:
             raise NotRowsError(f"the batch became {kind_of(raw)}, single rows {self._kind}")
         return raw, [len(rows) for rows in batch]
 
-    def score(self, batch: Sequence[Array]) -> list[bytes | None]:
+    def record(self, recorder: Recording | None) -> None:
+        """Record what is answered from now on; None: nothing."""
+        self.recorder = recorder
+
+    def score(self, batch: Sequence[Array], ids: Sequence[str] | None = None) -> list[bytes | None]:
         """Bodies of the answers for several requests' rows.
 
         Args:
             batch: Decoded rows of each request.
+            ids: Of the requests, for who records them.
 
         Returns:
             One body a request; None where the model did not answer: give that request, as it
@@ -213,14 +223,35 @@ class Scorer:
         if len(batch) > 1 and self.batchable:
             try:
                 raw, counts = self._together(batch)
-                return list(split(raw, counts))
+                bodies: list[bytes | None] = list(split(raw, counts))
             except Exception as error:  # noqa: BLE001 - one of them is to blame; see below which
                 _logger.debug("a batch of %d is scored singly: %r", len(batch), error)
-        return [self._score_one(rows) for rows in batch]
+            else:
+                if self.recorder is not None:
+                    self._record(batch, raw, ids)
+                return bodies
+        if ids is None:
+            return [self._score_one(rows) for rows in batch]
+        return [self._score_one(rows, name) for rows, name in zip(batch, ids, strict=True)]
 
-    def _score_one(self, rows: Array) -> bytes | None:
+    def _record(self, batch: Sequence[Array], raw: Any, ids: Sequence[str] | None) -> None:
+        """Whatever goes wrong here is the recorder's, never the answer's."""
+        assert self.recorder is not None
         try:
-            return encode(self.predict(rows))
+            # A copy: the rows may lie in a buffer of the connection's.
+            rows = np.concatenate(batch) if len(batch) > 1 else batch[0].copy()
+            names = [""] * len(batch) if ids is None else ids
+            self.recorder.served(rows, raw, names, [len(one) for one in batch])
+        except Exception as error:  # noqa: BLE001 - see above
+            _logger.debug("a batch was not recorded: %r", error)
+
+    def _score_one(self, rows: Array, request_id: str = "") -> bytes | None:
+        try:
+            raw = self.predict(rows)
+            body = encode(raw)
+            if self.recorder is not None:
+                self._record([rows], raw, [request_id])
+            return body
         except Exception as error:  # noqa: BLE001 - MLflow's code will run into it again, and answer
             _logger.debug("a request is left to MLflow's code: %r", error)
             return None
@@ -251,7 +282,7 @@ class Scorer:
         """A body from `score` as an answer."""
         return Answer(200, body, JSON, self.headers)
 
-    def answer_exactly(self, content_type: str | None, body: bytes) -> Answer:
+    def answer_exactly(self, content_type: str | None, body: bytes, request_id: str = "") -> Answer:
         """The answer to one request, by MLflow's own code from beginning to end. Never raises."""
         from mlflow.exceptions import MlflowException
         from mlflow.pyfunc import scoring_server
@@ -266,4 +297,10 @@ class Scorer:
             _logger.exception("a scoring request failed")
             return failed().with_headers(*self.headers)
         kind = TEXT if response.mimetype == "text/plain" else response.mimetype.encode()
-        return Answer(response.status, response.response.encode(), kind, self.headers)
+        answer = Answer(response.status, response.response.encode(), kind, self.headers)
+        if self.recorder is not None and response.status == 200:
+            try:
+                self.recorder.exactly(content_type, body, answer.body, request_id)
+            except Exception as error:  # noqa: BLE001 - the recorder's, never the answer's
+                _logger.debug("a request was not recorded: %r", error)
+        return answer

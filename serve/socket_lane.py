@@ -33,6 +33,8 @@ from serve.answer import Answer
 from serve.decode import Array, Layout
 from serve.frames import (
     FrameError,
+    Item,
+    Named,
     Raw,
     Traced,
     pack_answers,
@@ -81,6 +83,7 @@ class Hello:
         batchable: Whether rows of different requests may be predicted together.
         pid: Its process.
         traces: Whether it takes traced requests (``serve.frames``).
+        records: Whether it wants requests' ids.
     """
 
     identity: Identity
@@ -88,10 +91,18 @@ class Hello:
     batchable: bool
     pid: int
     traces: bool = False
+    records: bool = False
 
     @classmethod
     def of(cls, scorer: Scorer, *, traces: bool = False) -> Hello:
-        return cls(scorer.identity, scorer.layout, scorer.batchable, os.getpid(), traces)
+        return cls(
+            scorer.identity,
+            scorer.layout,
+            scorer.batchable,
+            os.getpid(),
+            traces,
+            scorer.recorder is not None,
+        )
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -120,6 +131,7 @@ class Hello:
                 found["batchable"],
                 found["pid"],
                 found.get("traces", False),
+                found.get("records", False),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FrameError(f"not a greeting: {error}") from error
@@ -150,27 +162,38 @@ def answer_frame(scorer: Scorer, frame: memoryview, tracing: Tracing | None = No
         FrameError: malformed.
     """
     found = unpack_requests(frame, scorer.layout)
-    items = [one.item if isinstance(one, Traced) else one for one in found]
+    named = [one.item if isinstance(one, Traced) else one for one in found]
+    items = [one.item if isinstance(one, Named) else one for one in named]
+    ids = None
+    if scorer.recorder is not None:
+        ids = [one.request_id if isinstance(one, Named) else "" for one in named]
     if tracing is None or all(not isinstance(one, Traced) for one in found):
-        return pack_answers(_answers(scorer, items))
+        return pack_answers(_answers(scorer, items, ids))
     begun_ns = time.time_ns()
-    answers = _answers(scorer, items)
+    answers = _answers(scorer, items, ids)
     for one, answer in zip(found, answers, strict=True):
         if isinstance(one, Traced):
             _told(tracing, scorer, one, answer, len(found), begun_ns)
     return pack_answers(answers)
 
 
-def _answers(scorer: Scorer, items: Sequence[Array | Raw]) -> list[Answer]:
+def _answers(
+    scorer: Scorer, items: Sequence[Array | Raw], ids: Sequence[str] | None
+) -> list[Answer]:
+    """``ids``: of each request, where they are recorded."""
     decoded = [_decoded(scorer, item) for item in items]
-    bodies = iter(scorer.score([rows for rows in decoded if rows is not None]))
+    known = None
+    if ids is not None:
+        known = [name for name, rows in zip(ids, decoded, strict=True) if rows is not None]
+    bodies = iter(scorer.score([rows for rows in decoded if rows is not None], known))
     answers = []
-    for item, rows in zip(items, decoded, strict=True):
+    for place, (item, rows) in enumerate(zip(items, decoded, strict=True)):
         body = None if rows is None else next(bodies)
         if body is not None:
             answers.append(scorer.succeeded(body))
         elif isinstance(item, Raw):
-            answers.append(scorer.answer_exactly(item.content_type, item.body))
+            request_id = "" if ids is None else ids[place]
+            answers.append(scorer.answer_exactly(item.content_type, item.body, request_id))
         else:
             answers.append(Answer(UNANSWERED, b"", b""))
     return answers
@@ -183,14 +206,15 @@ def _told(
     above = {"traceparent": asked.traceparent, "tracestate": asked.tracestate}
     here = tracing.begin("predict", above, begun_ns)
     identity = scorer.identity
+    request = asked.item.item if isinstance(asked.item, Named) else asked.item
     here.note(
         model=identity.model,
         version=identity.version,
         signer=identity.signer,
         run_id=identity.run_id,
         batch_size=together,
-        rows=None if isinstance(asked.item, Raw) else len(asked.item),
-        exactly=isinstance(asked.item, Raw),
+        rows=None if isinstance(request, Raw) else len(request),
+        exactly=isinstance(request, Raw),
         pid=os.getpid(),
     )
     if answer.status == UNANSWERED:
@@ -350,7 +374,7 @@ class SocketLane(FrameProtocol):
         except (OSError, FrameError, TimeoutError) as error:
             raise LaneLostError(f"no model answers at {path}: {error!r}") from error
 
-    async def __call__(self, batch: list[Array | Raw | Traced]) -> Sequence[Answer]:
+    async def __call__(self, batch: list[Item]) -> Sequence[Answer]:
         """Answers to a batch.
 
         An answer of status 0 means: send this request again as it came.

@@ -44,7 +44,9 @@ class Variant:
         self._header = ((b"x-chancery-variant", plan.name.encode("ascii", "replace")),)
         self._limit = plan.max_concurrency
 
-    async def ask(self, content_type: str | None, body: bytes) -> tuple[Answer, int]:
+    async def ask(
+        self, content_type: str | None, body: bytes, request_id: str = ""
+    ) -> tuple[Answer, int]:
         """The variant's answer, and how many rows were asked (0: not known).
 
         Raises:
@@ -58,7 +60,7 @@ class Variant:
         try:
             plan = self.plan
             return await self.pool.ask(
-                content_type, body, plan.timeout_s, self._header, plan.hold_s
+                content_type, body, plan.timeout_s, self._header, plan.hold_s, request_id
             )
         finally:
             self.in_flight -= 1

@@ -21,7 +21,7 @@ from governance.events import EventName
 ROOT = Path(__file__).resolve().parents[2]
 API = (ROOT / "docs" / "api.md").read_text("utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ROOMS = ("governance", "mlflow_plugins", "serve")
+ROOMS = ("governance", "mlflow_plugins", "serve", "drift")
 OUR_SOURCES = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")]
 SHARED_OPTIONS = {"--uri", "--json", "--help"}
 

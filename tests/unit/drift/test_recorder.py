@@ -311,10 +311,10 @@ def test_a_binned_number_stays_in_its_bin(closed: Any) -> None:
     values = np.array([-7.0, 0.0, 0.5, 1.0, 1.5, 5.0, 80.0, np.inf, -np.inf, np.nan])
     binned, _ = privacy.applied({"a": values})
     side: Any = "right" if closed == "left" else "left"
-    before = np.searchsorted(edges, values[:-1], side)
-    assert np.searchsorted(edges, binned["a"][:-1], side).tolist() == before.tolist()
-    assert len(np.unique(binned["a"][:-1])) <= 5
-    assert np.isnan(binned["a"][-1])
+    before = np.searchsorted(edges, values[:-3], side)
+    assert np.searchsorted(edges, binned["a"][:-3], side).tolist() == before.tolist()
+    assert np.isnan(binned["a"][-3:]).all()  # infinite ones count as missing, as in a profile
+    assert len(np.unique(binned["a"][:-3])) <= 5
 
 
 def test_a_text_in_a_binned_number_leaves_as_missing() -> None:

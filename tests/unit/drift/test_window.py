@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift.cutter import Block, Tally, WindowCutter
+from drift.cutter import Rows, Tally, WindowCutter
 from drift.fitting import fit_profile
 from drift.profile import DriftProfile
 from drift.window import WindowCounts, count_rows
@@ -212,10 +212,10 @@ def test_a_malformed_window_is_refused(change: dict[str, Any], complaint: str) -
 # -- cutting -------------------------------------------------------------------------------------
 
 
-def _block(number: int, size: int, time: Any, source: str = "a", seed: int = 1) -> Block:
+def _block(number: int, size: int, time: Any, source: str = "a", seed: int = 1) -> Rows:
     rows = live_rows(1000, seed)
     low = number * 37 % 700
-    return Block(source, number, _part(rows, low, low + size), time)
+    return Rows(source, number, _part(rows, low, low + size), time)
 
 
 def test_windows_by_count_have_exactly_w_rows() -> None:
@@ -236,7 +236,7 @@ def test_windows_by_time_hold_their_own_rows_in_whatever_order_they_come() -> No
     rows, rng = live_rows(600), np.random.default_rng(0)
     times = NOW + np.arange(600) * 100  # a minute: six windows of ten seconds
     blocks = [
-        Block("ab"[i % 2], i // 2, _part(rows, i * 20, i * 20 + 20), times[i * 20 : i * 20 + 20])
+        Rows("ab"[i % 2], i // 2, _part(rows, i * 20, i * 20 + 20), times[i * 20 : i * 20 + 20])
         for i in range(30)
     ]
     ordered = WindowCutter(PROFILE, every_ms=10_000, lateness_ms=60_000)
@@ -302,18 +302,18 @@ def test_a_malformed_block_leaves_nothing_behind_and_may_be_sent_again() -> None
     cutter = WindowCutter(PROFILE, rows=10)
     before = cutter.to_json()
     for bad in (
-        Block("a", 0, live_rows(5), [1, 2]),
-        Block("a", 0, live_rows(5), [1.5] * 5),
-        Block("a", 0, {**live_rows(5), "fee": [1]}, NOW),
-        Block("", 0, live_rows(5), NOW),
-        Block("x" * 200, 0, live_rows(5), NOW),
-        Block("a", -1, live_rows(5), NOW),
-        Block("a", True, live_rows(5), NOW),
+        Rows("a", 0, live_rows(5), [1, 2]),
+        Rows("a", 0, live_rows(5), [1.5] * 5),
+        Rows("a", 0, {**live_rows(5), "fee": [1]}, NOW),
+        Rows("", 0, live_rows(5), NOW),
+        Rows("x" * 200, 0, live_rows(5), NOW),
+        Rows("a", -1, live_rows(5), NOW),
+        Rows("a", True, live_rows(5), NOW),
     ):
         with pytest.raises(MalformedRequestError):
             cutter.add(bad, now_ms=NOW)
         assert cutter.to_json() == before
-    cutter.add(Block("a", 0, live_rows(5), NOW), now_ms=NOW)
+    cutter.add(Rows("a", 0, live_rows(5), NOW), now_ms=NOW)
     assert cutter.open_rows == 5
 
 
@@ -340,11 +340,11 @@ def test_memory_of_block_numbers_is_bounded_and_gaps_are_counted_as_lost() -> No
     cutter = WindowCutter(PROFILE, rows=10**6)
     nothing = {"amount": np.zeros(0)}
     for number in range(0, 12_000, 2):  # every second block never comes
-        cutter.add(Block("a", number, nothing, np.zeros(0, dtype=int)), now_ms=NOW)
+        cutter.add(Rows("a", number, nothing, np.zeros(0, dtype=int)), now_ms=NOW)
     assert cutter.total.lost_blocks == 6000 - 1 - 4096
     assert len(cutter.to_json()) < 60_000
     for number in range(5000):
-        cutter.add(Block("b", number, nothing, np.zeros(0, dtype=int)), now_ms=NOW)
+        cutter.add(Rows("b", number, nothing, np.zeros(0, dtype=int)), now_ms=NOW)
     seen = {one["source"]: one for one in json.loads(cutter.to_json())["seen"]}
     assert seen["b"] == {"source": "b", "floor": 4999, "above": []}
 

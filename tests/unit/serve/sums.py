@@ -38,9 +38,12 @@ class Sums:
         self.decoder = Decoder(LAYOUT)
         self.result = result
         self.batches: list[int] = []
+        self.recorder: Any = None
+        self.ids: list[str] = []
 
-    def score(self, batch: Sequence[Array]) -> list[bytes | None]:
+    def score(self, batch: Sequence[Array], ids: Sequence[str] | None = None) -> list[bytes | None]:
         self.batches.append(len(batch))
+        self.ids += ids or ()
         return [self._one(rows) for rows in batch]
 
     def _one(self, rows: Array) -> bytes | None:
@@ -57,7 +60,9 @@ class Sums:
     def succeeded(self, body: bytes) -> Answer:
         return Answer(200, body, JSON)
 
-    def answer_exactly(self, content_type: str | None, body: bytes) -> Answer:
+    def answer_exactly(self, content_type: str | None, body: bytes, request_id: str = "") -> Answer:
+        if self.recorder is not None:
+            self.ids.append(f"exactly {request_id}")
         return Answer(400, b"exactly " + body, b"text/x; kind=" + (content_type or "none").encode())
 
 

@@ -1,0 +1,97 @@
+"""What of a recorded block the profile counts, and what detectors look at.
+
+A block has inputs and outputs apart, as they were recorded; a profile has features, outputs and
+embeddings under one name each. Between them:
+
+- A column that both name is that column.
+- Where a serving path had no names (a matrix is ``0``, ``1`` …, predictions are ``prediction`` or
+  ``prediction.0`` …), so that no name is the profile's, and there are as many columns as the
+  profile has, they are the profile's in its order.
+- An embedding's components were recorded as ``name.0``, ``name.1`` …; they become vectors again.
+- What the profile does not know stays, and is counted as an extra column.
+
+Example::
+
+    cutter.add(rows_of(profile, block), now_ms=now_ms())
+    sample = sample_of(profile, block.inputs, block.outputs)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from drift import reference
+from drift.blocks import Block
+from drift.columns import Column
+from drift.cutter import Rows
+from drift.embedding import Embedding
+from drift.profile import DriftProfile
+from drift.sample import Sample
+
+__all__ = ["named", "rows_of", "sample_of"]
+
+Columns = Mapping[str, Column]
+
+
+def rows_of(profile: DriftProfile, block: Block) -> Rows:
+    """A block as a cutter takes it."""
+    columns = _columns(profile, block.inputs, block.outputs)
+    return Rows(
+        block.source, block.sequence, columns, block.time_ms, block.dropped + block.malformed
+    )
+
+
+def sample_of(profile: DriftProfile, inputs: Columns, outputs: Columns) -> Sample:
+    """Rows as detectors compare them (``drift.reference.sample_of``).
+
+    Args:
+        profile: Says what each column is.
+        inputs, outputs: As a block has them.
+    """
+    return reference.sample_of(profile, _columns(profile, inputs, outputs))
+
+
+def _columns(profile: DriftProfile, inputs: Columns, outputs: Columns) -> dict[str, Any]:
+    """Inputs, outputs and vectors, under the profile's names."""
+    found, said = named(profile, inputs, outputs)
+    columns: dict[str, Any] = {**found, **said}
+    for one in profile.embeddings:
+        vectors = _vectors(one, columns)
+        if vectors is not None:
+            columns[one.name] = vectors
+    return columns
+
+
+def named(
+    profile: DriftProfile, inputs: Columns, outputs: Columns
+) -> tuple[dict[str, Column], dict[str, Column]]:
+    """Inputs and outputs under the profile's names. An output that is called like an input keeps
+    its place as ``output:name``, so that neither hides the other."""
+    embedded = {one.name for one in profile.embeddings}
+    features = [column.name for column in profile.features]
+    found = _by_name_or_place(inputs, features, embedded)
+    said = _by_name_or_place(outputs, [column.name for column in profile.outputs], embedded)
+    return found, {(f"output:{n}" if n in found else n): values for n, values in said.items()}
+
+
+def _by_name_or_place(
+    columns: Columns, wanted: Sequence[str], embedded: set[str]
+) -> dict[str, Column]:
+    known = {*wanted, *embedded}
+    strange = all(name not in known and name.rpartition(".")[0] not in embedded for name in columns)
+    if strange and len(columns) == len(wanted):
+        return dict(zip(wanted, columns.values(), strict=True))
+    return dict(columns)
+
+
+def _vectors(one: Embedding, columns: dict[str, Any]) -> Any:
+    """The vectors of an embedding, taken out of its components; None: there are none."""
+    parts = [columns.get(f"{one.name}.{place}") for place in range(one.width)]
+    if one.name in columns or any(part is None or part.dtype == object for part in parts):
+        return None
+    for place in range(one.width):
+        del columns[f"{one.name}.{place}"]
+    return np.column_stack([np.asarray(part, dtype=np.float64) for part in parts])

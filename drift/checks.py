@@ -1,0 +1,99 @@
+"""Confirmatory checks of a window: detectors and slices, on a sample of its rows.
+
+They are asked when a window warns or alerts, and now and then by schedule; they explain and
+confirm, and never take back a verdict. What they cannot do is a finding too: a detector that raises
+or hangs, a slice tree that cannot be grown, a sample that lacks a column.
+
+Example::
+
+    checked = check(Check(profile, reference, detectors, sample, seed=7))
+    checked.findings, checked.slices
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from drift.block_rows import sample_of
+from drift.blocks import Block
+from drift.detector import FEWEST_ROWS, Backend, Detector, Finding, Verdict
+from drift.examine import examine
+from drift.profile import DriftProfile
+from drift.sample import Sample
+from drift.slices import STRONG_Z, Slice, find_slices
+from governance.errors import GovernanceError
+
+__all__ = ["DETECTORS", "Check", "Checked", "check", "not_checked"]
+
+DETECTORS = {"native": ("default",), "alibi": ("tabular", "mmd", "classifier")}
+"""What confirms an alarm where a configuration does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What is to be checked.
+
+    Attributes:
+        profile: Names the columns.
+        reference: A sample of the reference.
+        detectors: Asked one after the other.
+        rows: A sample of the window.
+        seed: Of all that is drawn.
+        limit_s: For each detector.
+    """
+
+    profile: DriftProfile
+    reference: Sample
+    detectors: Sequence[Detector]
+    rows: Block
+    seed: int
+    limit_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found."""
+
+    findings: tuple[Finding, ...]
+    slices: tuple[Slice, ...] = ()
+
+
+def check(asked: Check) -> Checked:
+    """Ask the detectors, and look for slices. Raises nothing that they raise."""
+    try:
+        window = sample_of(asked.profile, asked.rows.inputs, asked.rows.outputs)
+    except (GovernanceError, ValueError, TypeError) as error:
+        return not_checked(asked.detectors, f"the sample cannot be read: {error}")
+    rng = np.random.default_rng(asked.seed)
+    findings = [
+        examine(one, asked.reference, window, rng, limit_s=asked.limit_s) for one in asked.detectors
+    ]
+    few = min(window.rows, asked.reference.rows)
+    if few < 2 * FEWEST_ROWS:
+        why = f"too few rows: {few} of at least {2 * FEWEST_ROWS}"
+        return Checked((*findings, _slices(Verdict.TOO_FEW_ROWS, why)))
+    try:
+        slices = find_slices(asked.reference, window, seed=asked.seed)
+    except Exception as error:  # noqa: BLE001 - becomes an alarm, whatever it is
+        why = error.message if isinstance(error, GovernanceError) else repr(error)
+        return Checked((*findings, _slices(Verdict.TROUBLE, why[:500])))
+    return Checked(tuple(findings), slices)
+
+
+def not_checked(detectors: Sequence[Detector], why: str) -> Checked:
+    """A check that was not made reads as trouble."""
+    return Checked(
+        tuple(
+            Finding(
+                one.name, one.backend, Verdict.TROUBLE, None, None, one.threshold, trouble=why[:500]
+            )
+            for one in detectors
+        )
+    )
+
+
+def _slices(verdict: Verdict, why: str) -> Finding:
+    return Finding("slices", Backend.NATIVE, verdict, None, None, STRONG_Z, trouble=why)

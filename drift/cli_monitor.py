@@ -1,0 +1,217 @@
+"""``chancery drift monitor``: watch served versions, many in one process.
+
+Standard output has the result (``--once``), standard error the progress: a line when a subject's
+level or trouble changes, and one a minute with sums. SIGTERM and SIGINT save and end. ``COMMANDS``
+is what the group takes in.
+
+======  ============================================================
+exit    meaning
+======  ============================================================
+0       ended as asked; ``--once``: no window alerted
+1       ``--once``: a subject could not be watched, or a sink did not take its reports
+3       the configuration or its files cannot be used
+4       ``--once``: a window alerted
+======  ============================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import click
+
+from drift.monitor_config import MonitorConfig, MonitorsConfig
+from drift.profile import DriftProfile
+from drift.service import Service, SubjectStatus
+from drift.stored import plain
+from governance.errors import ConfigurationError
+from governance.terminal import answer_errors, console, json_option, print_json
+
+__all__ = ["COMMANDS", "Progress", "monitor"]
+
+_PROGRESS_S = 60.0
+_ALERTED = 4
+
+
+@click.command("monitor")
+@click.option(
+    "--config",
+    "config",
+    type=click.Path(path_type=Path),
+    help="monitors.yaml: many subjects. Instead of the options for one.",
+)
+@click.option("--profile", type=click.Path(path_type=Path), help="The subject's drift profile.")
+@click.option("--version", "version", type=click.IntRange(1), help="Of the registered model.")
+@click.option("--deployment", default="", help="The route that serves it.")
+@click.option("--blocks", type=click.Path(path_type=Path), help="Folder that recorders write to.")
+@click.option("--state", type=click.Path(path_type=Path), help="Folder for the monitor's state.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Sample of the reference.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Folder of labels.")
+@click.option("--reports", type=click.Path(path_type=Path), help="Folder for reports as JSON.")
+@click.option("--once", is_flag=True, help="What there is now, then end.")
+@click.option("--flush", is_flag=True, help="With --once: close windows that are open.")
+@json_option
+@answer_errors
+def monitor(
+    config: Path | None,
+    profile: Path | None,
+    version: int | None,
+    deployment: str,
+    blocks: Path | None,
+    state: Path | None,
+    reference: Path | None,
+    labels: Path | None,
+    reports: Path | None,
+    once: bool,
+    flush: bool,
+    as_json: bool,
+) -> None:
+    """Watch served versions for drift."""
+    if config is not None:
+        found = MonitorsConfig.read(config)
+    else:
+        needed = {"profile": profile, "version": version, "blocks": blocks, "state": state}
+        lacking = [f"--{name}" for name, value in needed.items() if value is None]
+        if lacking or profile is None or version is None or blocks is None or state is None:
+            raise ConfigurationError(
+                f"it is not said what to monitor: {', '.join(lacking)} missing",
+                "give --config, or --profile, --version, --blocks and --state",
+            )
+        one = MonitorConfig(
+            model=DriftProfile.from_json(profile.read_bytes()).model,
+            version=version,
+            profile=profile,
+            blocks=blocks,
+            state=state,
+            deployment=deployment,
+            reference=reference,
+            sinks=() if reports is None else (("folder", {"path": str(reports)}),),
+            options={"labels": labels},
+        )
+        found = MonitorsConfig((one,))
+    if flush and not once:
+        raise ConfigurationError(
+            "--flush ends a stream, and without --once none ends", "add --once"
+        )
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s"
+    )
+    _many_files()
+    stopped = Event()
+    _until_signal(stopped)
+    service = Service(found.openings(), checks=found.checks, couriers=found.couriers)
+    progress = Progress(sys.stderr.write)
+    if not once:
+        progress.line(f"monitoring {len(found.monitors)} subjects")
+        service.run(stopped, progress)
+        progress.line("saved; ended")
+        return
+    status = service.once(stopped, flush=flush)
+    progress(status)
+    _print(status, as_json)
+    sys.exit(_exit_code(status))
+
+
+COMMANDS: Sequence[click.Command] = (monitor,)
+
+
+class Progress:
+    """Tells of changes, and sums once a minute.
+
+    Args:
+        write: Where lines go.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self, write: Callable[[str], Any], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._write = write
+        self._clock = clock
+        self._before: Mapping[str, tuple[str, str]] = {}
+        self._due = clock() + _PROGRESS_S
+        self._rows = 0
+
+    def line(self, text: str) -> None:
+        """One line."""
+        self._write(f"{text}\n")
+
+    def __call__(self, status: list[SubjectStatus]) -> None:
+        now = {one.subject: (_level(one), _trouble(one)) for one in status}
+        for subject, (level, trouble) in now.items():
+            before = self._before.get(subject, ("ok", ""))
+            if level != before[0]:
+                self.line(f"{subject}: {level}")
+            if trouble != before[1]:
+                self.line(f"{subject}: {trouble or 'runs again'}")
+        self._before = now
+        if self._clock() >= self._due:
+            self._due = self._clock() + _PROGRESS_S
+            seen = [one.monitor for one in status if one.monitor is not None]
+            rows = sum(one.rows for one in seen)
+            self.line(
+                f"{len(seen)} of {len(status)} subjects, {sum(one.windows for one in seen)} "
+                f"windows, {rows} rows ({rows - self._rows} more), "
+                f"{sum(one.waiting_reports for one in seen)} reports wait"
+            )
+            self._rows = rows
+
+
+def _level(one: SubjectStatus) -> str:
+    return "ok" if one.monitor is None else one.monitor.level.value
+
+
+def _trouble(one: SubjectStatus) -> str:
+    if one.trouble or one.monitor is None:
+        return one.trouble
+    return "; ".join(f"sink {name}: {why}" for name, why in sorted(one.monitor.trouble.items()))
+
+
+def _exit_code(status: Sequence[SubjectStatus]) -> int:
+    if any(_trouble(one) for one in status):
+        return 1
+    alerted = any(one.monitor is not None and one.monitor.new_alerts for one in status)
+    return _ALERTED if alerted else 0
+
+
+def _print(status: Sequence[SubjectStatus], as_json: bool) -> None:
+    if as_json:
+        print_json({"subjects": [plain(one) for one in status]})
+        return
+    for one in status:
+        seen = one.monitor
+        if seen is None:
+            console.print(f"{one.subject}: not watched: {one.trouble}", markup=False)
+            continue
+        console.print(
+            f"{one.subject}: {seen.level.value}; {seen.windows} windows, {seen.alerts} alerted; "
+            f"{seen.rows} rows, {seen.open_rows} in an open window",
+            markup=False,
+        )
+        for note in (*seen.notes, *filter(None, [_trouble(one)])):
+            console.print(f"  {note}", markup=False)
+
+
+def _many_files() -> None:
+    """A lock for each subject is an open file: have as many as we may."""
+    with suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _until_signal(stopped: Event) -> None:
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, lambda *_: stopped.set())
+
+
+if __name__ == "__main__":
+    monitor()
