@@ -74,6 +74,7 @@ class Performance:
         labelled: Rows with a label.
         error_esr: Of the errors, as ``drift.error_rate`` has it.
         fairness: Name of a gap or ratio by attribute → its value.
+        reference_accuracy: What the estimate is compared with; the promotion gate asks for it.
     """
 
     estimated_accuracy: float | None = None
@@ -82,6 +83,7 @@ class Performance:
     labelled: int = 0
     error_esr: float | None = None
     fairness: tuple[tuple[str, float], ...] = ()
+    reference_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ __all__ = [
     "closing_event_id",
     "find_alert",
     "hold",
+    "hold_again",
     "keep_report",
     "list_alerts",
     "report_event_id",
@@ -116,6 +117,16 @@ def hold(connection: Connection, candidate: Candidate, deployment: str) -> Row[A
         .values(revision=drift_subjects.c.revision + 1)
         .returning(*drift_subjects.c)
     ).one()
+
+
+def hold_again(connection: Connection, alert: Alert) -> None:
+    """The row of what an alert is about, nobody else's until the commit."""
+    one = alert.identity
+    connection.execute(
+        update(drift_subjects)
+        .where(*_subject(one.version_uid, one.deployment))
+        .values(revision=drift_subjects.c.revision + 1)
+    )
 
 
 def _subject(version_uid: str, deployment: str) -> tuple[Any, Any]:
