@@ -17,7 +17,7 @@ from drift.verdict import Level
 from governance import deployments
 from governance.alert_records import Alert, AlertLevel, AlertState
 from governance.clock import now_ms
-from governance.database import metadata
+from governance.database import metadata, versions
 from governance.deployment_control import open_signals
 from governance.deployment_port import DeploymentOrder, open_deployments
 from governance.deployment_records import SignalKind
@@ -35,7 +35,7 @@ from governance.errors import (
     UnsignedError,
     UntrustedKeyError,
 )
-from governance.identity import Actor, ProofLevel, acting_as
+from governance.identity import Actor, ProofLevel, acting_as, current_actor
 from governance.signing.drift_statements import QuarantineStatement, ReportStatement, sign_report
 from governance.signing.dsse import sign_bundle
 from governance.signing.keys import create_key
@@ -199,9 +199,6 @@ def test_the_status_tells_of_the_last_window_that_was_judged(world: World) -> No
 def test_an_alert_is_always_somebodys(world: World) -> None:
     assert world.alert(owner="ann").owner == "ann"
     governor = Governor.of(world.scenario.uri)
-    from governance.database import versions
-    from governance.identity import current_actor
-
     assert world.alert(deployment="r1").owner == current_actor().id  # who registered it
     with governor.engine.begin() as connection:
         connection.execute(versions.update().values(registered_by="anonymous"))
