@@ -14,7 +14,8 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from drift.profile import DriftProfile
 from drift.report import Subject, WindowReport
@@ -22,12 +23,12 @@ from governance.alert_records import AlertState
 from governance.drift_port import DriftPort, Published, open_drift
 from governance.drift_reports import DriftReport
 from governance.drift_settings import monitor_signer
-from governance.errors import GovernanceError
+from governance.errors import ConfigurationError, GovernanceError
 from governance.signing.drift_statements import Binding, ReportStatement, sign_report
 from governance.signing.keys import Signer
 from governance.terminal import settings_of
 
-__all__ = ["ConsequenceSink", "open_sink"]
+__all__ = ["ConsequenceSink", "open_registry", "open_sink"]
 
 
 class ConsequenceSink:
@@ -101,3 +102,22 @@ def open_sink(uri: str, profile: DriftProfile | None = None) -> ConsequenceSink:
     """
     datasets = [] if profile is None else [f"{n}#{d}" for n, d in profile.datasets.items()]
     return ConsequenceSink(open_drift(uri), monitor_signer(settings_of(uri)), datasets)
+
+
+def open_registry(subject: Subject, options: Mapping[str, str]) -> ConsequenceSink:
+    """The sink ``registry`` of a monitor; its options are ``uri``, and ``profile``: its file.
+
+    Raises:
+        ConfigurationError: no URI, other options, or the store or key cannot be used.
+        TamperedError: the file is not the profile that the subject is judged by.
+    """
+    if "uri" not in options or set(options) - {"uri", "profile"}:
+        raise ConfigurationError(
+            f"the sink 'registry' has the options {sorted(options)}",
+            "give it the registry's uri, and where wanted the profile's file",
+        )
+    profile = None
+    if "profile" in options:
+        profile = DriftProfile.from_json(Path(options["profile"]).read_bytes())
+        profile.require(subject.model, digest=subject.profile)
+    return open_sink(options["uri"], profile)

@@ -32,6 +32,8 @@ __all__ = ["FORMAT", "Performance", "Sink", "Subject", "WindowReport"]
 
 FORMAT = "chancery.drift-report/v1"
 
+_MOST_COLUMNS = 100  # of each finding
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -120,7 +122,7 @@ class WindowReport:
             "format": FORMAT,
             "subject": asdict(self.subject),
             "verdict": self.verdict.to_dict(),
-            "findings": [_plain(one.to_dict()) for one in self.findings],
+            "findings": [_finding(one) for one in self.findings],
             "slices": _plain(slices),
             "performance": _plain(asdict(self.performance)),
             "tally": asdict(self.tally),
@@ -141,6 +143,12 @@ class Sink(Protocol):
     """Takes reports; see the module. May raise ``OSError`` or ``GovernanceError``: asked again."""
 
     def publish(self, report: WindowReport) -> None: ...
+
+
+def _finding(one: Finding) -> dict[str, Any]:
+    """With the columns that moved most: a report on ten thousand stays small."""
+    told: dict[str, Any] = _plain({**one.to_dict(), "columns": list(one.columns[:_MOST_COLUMNS])})
+    return told
 
 
 def _conditions(one: Slice) -> list[dict[str, Any]]:

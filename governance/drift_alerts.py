@@ -158,18 +158,29 @@ def after(alert: Alert, seen: Sighting, rules: AlertRules, *, now_ms: int) -> St
     """A live alert after something more was seen."""
     if seen.level is None:
         return _after_well(alert, seen, rules, now_ms=now_ms)
-    known = seen.level.rank <= alert.level.rank
+    # What only somebody outside had raised is news when a monitor finds it too.
+    first = bool(seen.report) and not alert.report and seen.level is not AlertLevel.WARN
+    known = seen.level.rank <= alert.level.rank and not first
     merged = _merged(alert, seen, now_ms=now_ms)
     if alert.state is AlertState.QUARANTINED:
-        return Step(merged)  # it was taken down; what still comes in is only counted
+        # It was taken down: what still comes in is counted, unless it goes on and on.
+        return _reminding(merged, seen, rules, now_ms=now_ms)
     if not known:
-        worse = replace(merged, level=seen.level, state=AlertState.OPEN, notified_ms=now_ms)
-        proposed = (Change.PROPOSED,) if seen.level is AlertLevel.QUARANTINE else ()
+        level = max(seen.level, alert.level, key=lambda one: one.rank)
+        worse = replace(merged, level=level, state=AlertState.OPEN, notified_ms=now_ms)
+        proposes = seen.level is AlertLevel.QUARANTINE
+        proposed = (Change.PROPOSED,) if proposes else ()
         return Step(worse, (Change.ESCALATED, *proposed), notify=True)
-    remind = alert.state is AlertState.OPEN and now_ms - alert.notified_ms >= rules.quiet_ms
-    if remind and seen.level is not AlertLevel.WARN:
-        return Step(replace(merged, notified_ms=now_ms), notify=True)
+    if alert.state is AlertState.OPEN:
+        return _reminding(merged, seen, rules, now_ms=now_ms)
     return Step(merged)
+
+
+def _reminding(alert: Alert, seen: Sighting, rules: AlertRules, *, now_ms: int) -> Step:
+    """People are told again after a quiet time."""
+    if now_ms - alert.notified_ms < rules.quiet_ms or seen.level is AlertLevel.WARN:
+        return Step(alert)
+    return Step(replace(alert, notified_ms=now_ms), notify=True)
 
 
 def _after_well(alert: Alert, seen: Sighting, rules: AlertRules, *, now_ms: int) -> Step:

@@ -51,7 +51,6 @@ class AlertOrder:
         deployment: Route that serves it; empty: none is meant.
         columns: Names of columns, the worst first.
         quarantine: Why a quarantine is proposed; empty: it is not.
-        owner: Whom it is for; empty: whoever is responsible for the version.
         warn: It is a warning: it goes into an alert that is open, and opens none.
     """
 
@@ -62,7 +61,6 @@ class AlertOrder:
     deployment: str = ""
     columns: tuple[str, ...] = ()
     quarantine: tuple[str, ...] = ()
-    owner: str = ""
     warn: bool = False
 
 

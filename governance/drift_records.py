@@ -55,7 +55,9 @@ __all__ = [
 ]
 
 _KEEP_EVERY_MS = 3_600_000
-"""A report is put on the ledger when its level changes, and at most this long after the last."""
+"""A report is put on the ledger when its level gets worse, and at most this long after the last;"""
+_KEEP_BETTER_MS = 60_000
+"""and when its level gets better, but not so often."""
 
 
 class Recorder(Protocol):
@@ -103,6 +105,7 @@ def hold(connection: Connection, candidate: Candidate, deployment: str) -> Row[A
             model_uid=candidate.model_uid,
             revision=0,
             seen_ms=0,
+            seen_window=-1,
             seen_digest="",
             made_ms=0,
             kept_number=0,
@@ -147,9 +150,13 @@ def keep_report(
 
     A window that had too few rows to be judged says nothing, and leaves the last one that did.
     """
-    if report.made_ms <= subject.seen_ms:
+    if (report.made_ms, report.window) <= (subject.seen_ms, subject.seen_window):
         return False
-    values: dict[str, Any] = {"seen_ms": report.made_ms, "seen_digest": report.digest}
+    values: dict[str, Any] = {
+        "seen_ms": report.made_ms,
+        "seen_window": report.window,
+        "seen_digest": report.digest,
+    }
     if report.judged:
         values |= {
             "made_ms": report.made_ms,
@@ -157,10 +164,8 @@ def keep_report(
             "bundle": bundle,
             "signed_by": signed_by,
         }
-        level = "ok" if report.level is None else report.level.value
-        kept_as = f"{level}/{report.profile}"
-        due = report.made_ms - subject.kept_ms >= _KEEP_EVERY_MS
-        if due or kept_as != subject.kept_as:
+        kept_as = _kept_as(report)
+        if _is_kept(subject, report, kept_as):
             number = subject.kept_number + 1
             values |= {"kept_number": number, "kept_ms": report.made_ms, "kept_as": kept_as}
             _record_report(connection, ledger, subject, report, number, signed_by)
@@ -170,6 +175,23 @@ def keep_report(
         .values(**values)
     )
     return True
+
+
+def _kept_as(report: DriftReport) -> str:
+    """What makes a report another than the one before: rank of its level, level and profile."""
+    if report.level is None:
+        return f"0/ok/{report.profile}"
+    return f"{report.level.rank + 1}/{report.level.value}/{report.profile}"
+
+
+def _is_kept(subject: Row[Any], report: DriftReport, kept_as: str) -> bool:
+    """Bad news at once; good news, and no news, after a while: levels may go to and fro."""
+    age_ms = report.made_ms - int(subject.kept_ms)
+    if kept_as == subject.kept_as:
+        return age_ms >= _KEEP_EVERY_MS
+    before = str(subject.kept_as)
+    better = before.endswith(f"/{report.profile}") and kept_as < before
+    return not better or age_ms >= _KEEP_BETTER_MS
 
 
 def _record_report(

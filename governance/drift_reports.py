@@ -26,7 +26,7 @@ from governance.errors import MalformedRequestError
 __all__ = ["FORMAT", "SIZE_LIMIT", "DriftReport"]
 
 FORMAT = "chancery.drift-report/v1"
-SIZE_LIMIT = 512 * 1024
+SIZE_LIMIT = 1 << 20
 """The most bytes of a report."""
 
 _LARGEST = 2**31 - 1

@@ -27,6 +27,7 @@ drift_subjects = Table(
     Column("model_uid", String(32), nullable=False, index=True),
     Column("revision", BigInteger, nullable=False),
     Column("seen_ms", BigInteger, nullable=False),
+    Column("seen_window", BigInteger, nullable=False),
     Column("seen_digest", String(64), nullable=False),
     Column("made_ms", BigInteger, nullable=False),
     Column("document", Text),

@@ -75,8 +75,8 @@ def proposal_for(
         return None
     if stored.proposal is not None:
         before = QuarantineStatement.parse(stored.proposal)
-        if before.deploy_id == live.deploy_id:
-            return None
+        if before.deploy_id == live.deploy_id and bool(before.report) == bool(alert.report):
+            return None  # another window does not change what people are reading
     return QuarantineStatement(
         binding=binding,
         alert_id=alert.alert_id,

@@ -226,7 +226,7 @@ class DriftStore:
                     "batch scoring",
                 )
         drift_records.hold(connection, candidate, order.deployment)
-        return self._see(connection, candidate, order.deployment, seen, order.owner)
+        return self._see(connection, candidate, order.deployment, seen, "")
 
     # What people do ------------------------------------------------------------------------
 

@@ -73,7 +73,6 @@ class RestDrift:
             "reasons": list(order.reasons),
             "columns": list(order.columns),
             "quarantine": list(order.quarantine),
-            "owner": order.owner,
         }
         found = self._server.post("/drift/alert", body)
         return self._read(lambda it: _alert(it["alert"]), found)

@@ -19,8 +19,6 @@ from governance.records import Candidate, Condition, DriftEvidence, DriftFound, 
 
 __all__ = ["counted_reports", "drift_conditions"]
 
-_SLACK_MS = 300_000  # by which two machines' clocks may differ
-
 
 def counted_reports(evidence: Evidence, needs: DriftRequirement) -> tuple[DriftFound, ...]:
     """Those that are young enough and judged by the version's own profile, newest first."""
@@ -28,7 +26,7 @@ def counted_reports(evidence: Evidence, needs: DriftRequirement) -> tuple[DriftF
     young = [
         one
         for one in found.reports
-        if one.own_profile and evidence.as_of_ms - one.made_ms <= needs.max_age_ms + _SLACK_MS
+        if one.own_profile and evidence.as_of_ms - one.made_ms <= needs.max_age_ms
     ]
     return tuple(sorted(young, key=lambda one: -one.made_ms))
 

@@ -46,7 +46,6 @@ class AlertBody(CheckedBody):
     reasons: Annotated[list[Sentence], Field(min_length=1, max_length=20)]
     columns: Annotated[list[Text], Field(default_factory=list, max_length=20)]
     quarantine: Annotated[list[Sentence], Field(default_factory=list, max_length=5)]
-    owner: Annotated[str, Field(max_length=256)] = ""
 
     def to_order(self) -> AlertOrder:
         return AlertOrder(
@@ -57,7 +56,6 @@ class AlertBody(CheckedBody):
             deployment=self.deployment,
             columns=tuple(self.columns),
             quarantine=tuple(self.quarantine),
-            owner=self.owner,
             warn=self.level == "warn",
         )
 

@@ -176,10 +176,15 @@ def test_windows_at_the_same_moment_open_one_alert_and_lose_none(world: World) -
 
 
 def test_the_ledger_gets_a_report_when_the_level_changes_not_each(world: World) -> None:
-    world.see(*(report() for _ in range(5)), report(level=Level.WARN), report())
+    begun = now_ms() - 10_000_000
+    told = [("ok", 0), ("ok", 1), ("warn", 2), ("ok", 3), ("warn", 4), ("alert", 5), ("ok", 60_005),
+            ("ok", 60_006), ("ok", 3_660_005), ("ok", 3_660_005)]  # fmt: skip
+    world.see(*(report(level=Level(level), made_ms=begun + at) for level, at in told))
     kept = of_type(world.scenario, "drift:report:recorded")
-    assert [one["data"]["level"] for one in kept] == ["ok", "warn", "ok"]
-    assert [one["data"]["number"] for one in kept] == [1, 2, 3]
+    assert [(one["data"]["level"], one["data"]["madeMs"] - begun) for one in kept] == [
+        ("ok", 0), ("warn", 2), ("alert", 5), ("ok", 60_005), ("ok", 3_660_005),
+    ]  # fmt: skip
+    assert [one["data"]["number"] for one in kept] == [1, 2, 3, 4, 5]
 
 
 def test_the_status_tells_of_the_last_window_that_was_judged(world: World) -> None:

@@ -13,7 +13,7 @@ import requests
 from click.testing import CliRunner, Result
 
 from drift.cli_alerts import COMMANDS
-from drift.consequences import ConsequenceSink, open_sink
+from drift.consequences import ConsequenceSink, open_registry, open_sink
 from drift.report import WindowReport
 from drift.verdict import Level
 from governance.alert_records import Alert
@@ -22,10 +22,12 @@ from governance.deployment_port import DeploymentOrder, open_deployments
 from governance.deployment_records import SignalKind
 from governance.drift_port import AlertOrder, open_drift
 from governance.errors import (
+    ConfigurationError,
     ConflictError,
     MalformedRequestError,
     NotFoundError,
     RefusedError,
+    TamperedError,
     TooManyRequestsError,
     UnsignedError,
     UntrustedKeyError,
@@ -153,6 +155,23 @@ def test_the_sink_that_the_settings_describe(
     assert stored.alert.windows == 1
     assert stored.alert.retrain["datasets"][0] == "train#4f2a"
     assert not sink.acknowledged(one.subject)
+
+
+def test_the_sink_that_a_monitor_finds_by_its_name(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CHANCERY_MONITOR_KEY", watched.key)
+    file, one = tmp_path / "profile.json", report(level=Level.ALERT)
+    file.write_bytes(profile().to_json())
+    options = {"uri": watched.server.uri, "profile": str(file)}
+    open_registry(one.subject, options).publish(one)
+    assert len(watched.port.alerts("fraud")) == 1
+    file.write_bytes(profile(8).to_json())
+    with pytest.raises(TamperedError):
+        open_registry(one.subject, options)
+    for wrong in ({}, {"uri": watched.server.uri, "path": "x"}):
+        with pytest.raises(ConfigurationError, match="options"):
+            open_registry(one.subject, wrong)
 
 
 def test_a_report_without_a_monitors_signature_is_refused(watched: Watched) -> None:

@@ -15,6 +15,7 @@ def upgrade() -> None:
         sa.Column("model_uid", sa.String(length=32), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.Column("seen_ms", sa.BigInteger(), nullable=False),
+        sa.Column("seen_window", sa.BigInteger(), nullable=False),
         sa.Column("seen_digest", sa.String(length=64), nullable=False),
         sa.Column("made_ms", sa.BigInteger(), nullable=False),
         sa.Column("document", sa.Text(), nullable=True),

@@ -123,6 +123,20 @@ def test_what_somebody_outside_raised_closes_only_by_a_person(alert: Alert) -> N
     assert with_act(alert, act(AlertState.CLOSED)).state is AlertState.CLOSED
 
 
+def test_a_monitors_finding_is_news_where_only_somebody_outside_had_raised_it() -> None:
+    """Else whoever raises an alert first could keep the owner from hearing of the real one."""
+    outside = replace(BAD, report="", outside="nanny", level=AlertLevel.QUARANTINE)
+    step = opened(WHO, outside, RULES, now_ms=100)
+    assert step is not None
+    known = with_act(step.alert, act(AlertState.ACKNOWLEDGED))
+    found = after(known, BAD, RULES, now_ms=101)
+    assert found.notify
+    assert found.changes == (Change.ESCALATED,)
+    assert (found.alert.state, found.alert.level) == (AlertState.OPEN, AlertLevel.QUARANTINE)
+    assert not after(found.alert, BAD, RULES, now_ms=102).notify
+    assert not after(known, replace(BAD, level=AlertLevel.WARN), RULES, now_ms=101).notify
+
+
 def test_one_that_flaps_is_told_of_once_in_a_quiet_time(alert: Alert) -> None:
     closed = seen(alert, WELL, WELL, WELL)
     back = opened(replace(WHO, number=2), BAD, RULES, now_ms=600, before=closed)
@@ -157,9 +171,10 @@ def test_a_quarantined_version_stays_so_until_a_person_closes_it(alert: Alert) -
     down = with_act(seen(alert, worse), act(AlertState.QUARANTINED))
     assert down.live
     assert seen(down, *[WELL] * 9).state is AlertState.QUARANTINED
-    late = after(down, worse, RULES, now_ms=99_999)
+    late = after(down, worse, RULES, now_ms=400)
     assert not late.notify
     assert not late.changes
+    assert after(down, worse, RULES, now_ms=9_999).notify  # it goes on: is it really down?
     with pytest.raises(ConflictError, match="quarantine"):
         with_act(down, act(AlertState.ACKNOWLEDGED))
     assert not with_act(down, act(AlertState.CLOSED)).live
