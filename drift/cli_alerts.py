@@ -14,7 +14,7 @@ from rich.table import Table
 from governance.alert_records import Alert
 from governance.deployment_records import time_text
 from governance.drift_port import open_drift
-from governance.errors import RefusedError
+from governance.errors import RefusedError, TamperedError
 from governance.signing.drift_statements import QuarantineStatement
 from governance.signing.dsse import sign_bundle
 from governance.signing.keys import development_signer
@@ -161,6 +161,12 @@ def quarantine(
             subject=stored.alert.uri,
         )
     statement = QuarantineStatement.parse(stored.proposal)
+    about = statement.alert_id, statement.binding.version_uid
+    if about != (stored.alert.alert_id, stored.alert.identity.version_uid):
+        raise TamperedError(
+            f"what is to be signed is not about alert {stored.alert.alert_id[:12]}",
+            "sign nothing, and ask whoever runs the server",
+        )
     if not as_json:
         console.print(statement.describe(), markup=False)
     if not yes:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 from sqlalchemy import delete, update
 
 from drift.consequences import ConsequenceSink
 from drift.verdict import Level
 from governance import registry
+from governance.cli import main
 from governance.clock import now_ms
 from governance.drift_tables import drift_alerts, drift_subjects
 from governance.records import Condition
 from governance.signing.keys import create_key
-from governance.signing.roots import monitor
 from governance.signing.trust import sign_roots, verify_chain
 from mlflow_plugins.drift_store import DriftStore
 from mlflow_plugins.governor import Governor
@@ -174,8 +175,16 @@ def test_a_monitor_whose_key_is_revoked_counts_no_more(gate: Gate) -> None:
         payload = make(roots).to_payload()
         scenario.backend.change_trust_roots(payload, [sign_roots(payload, scenario.signer)])
 
-    key = signer.public_key_pem
-    change(lambda roots: roots.add_person("robot", "robot", [key], [monitor("fraud*")]))
+    public = scenario.home / "robot.pub"
+    public.write_text(signer.public_key_pem)
+    added = CliRunner().invoke(
+        main,
+        ["trust", "add", "robot", "--public-key", str(public), "--monitor", "fraud*",
+         "--key", f"file:{scenario.home / 'approver.key'}", "--uri", scenario.uri],
+    )  # fmt: skip
+    assert added.exit_code == 0, added.output
+    shown = CliRunner().invoke(main, ["trust", "show", "--uri", scenario.uri]).output
+    assert "monitor fraud*" in " ".join(shown.split())
     ConsequenceSink(gate.store, signer).hand_over(report(gate.version))
     assert gate.found("report").found.startswith("robot did")
     change(lambda roots: roots.revoke_key(signer.keyid))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from drift.cli_alerts import COMMANDS
 from drift.consequences import ConsequenceSink, open_registry, open_sink
 from drift.report import WindowReport
 from drift.verdict import Level
+from governance import drift_records
 from governance.alert_records import Alert
 from governance.deployment_control import open_signals
 from governance.deployment_port import DeploymentOrder, open_deployments
@@ -32,6 +34,7 @@ from governance.errors import (
     UnsignedError,
     UntrustedKeyError,
 )
+from governance.signing.drift_statements import QuarantineStatement
 from governance.signing.keys import create_key
 from mlflow_plugins.governor import Governor
 from mlflow_plugins.request_auth import SignedRequestAuthProvider
@@ -296,6 +299,15 @@ def test_a_person_signs_the_quarantine_and_nobody_else_does(watched: Watched) ->
     refused = watched.chancery("quarantine", name, "--key", strange, *reason, code=1)
     assert "UNTRUSTED_KEY" in refused.stderr
     assert asked() == []
+    with governor.engine.begin() as connection:  # the server shows something else to sign
+        true = drift_records.find_alert(connection, name).proposal
+        assert true is not None
+        other = replace(QuarantineStatement.parse(true), alert_id="0" * 32).to_payload()
+        drift_records.set_proposal(connection, alert, other)
+    cheated = watched.chancery("quarantine", name, "--key", watched.key, *reason, code=1)
+    assert "TAMPERED" in cheated.stderr
+    with governor.engine.begin() as connection:
+        drift_records.set_proposal(connection, alert, true)
     done = watched.chancery("quarantine", name, "--key", watched.key, *reason)
     assert "You are about to take 'models:/fraud/1' off the route 'fraud'" in done.output
     assert "quarantined by" in done.output
