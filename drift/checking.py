@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drift.catalogue import build
+from drift.checks import DETECTORS
 from drift.cutter import Rows, WindowCutter
 from drift.data_files import Columns, windows_of
 from drift.detector import Detector, Finding
 from drift.examine import examine
 from drift.model_profile import VersionProfile
-from drift.native import Default
 from drift.performance import PerformanceWatch
 from drift.reference import sample_of
 from drift.report import WindowReport
@@ -71,7 +72,7 @@ class Check:
 
     Args:
         version: What is checked against.
-        detectors: Asked about windows that warn or alert.
+        detectors: Asked about windows that warn or alert; None: those of the profile's backend.
         clock: Milliseconds since the epoch.
     """
 
@@ -84,7 +85,10 @@ class Check:
     ) -> None:
         self._version = version
         self._profile = version.profile
-        self._detectors = (Default(),) if detectors is None else detectors
+        backend = version.profile.backend
+        if detectors is None:
+            detectors = tuple(build(name, backend) for name in DETECTORS[backend])
+        self._detectors = detectors
         self._clock = clock
         self._confirmed = 0
         self._reference = version.reference()

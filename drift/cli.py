@@ -13,6 +13,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from drift import cli_alerts, cli_monitor
 from drift.checking import Asked, Check
 from drift.data_files import digest_of
 from drift.history import History, psi_thresholds
@@ -39,6 +40,10 @@ _COLUMNS = 40
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def drift() -> None:
     """Compare what a version sees and says with what it was made from."""
+
+
+for _command in (*cli_monitor.COMMANDS, *cli_alerts.COMMANDS):
+    drift.add_command(_command)
 
 
 @drift.command()

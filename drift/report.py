@@ -32,6 +32,8 @@ __all__ = ["FORMAT", "Performance", "Sink", "Subject", "WindowReport"]
 
 FORMAT = "chancery.drift-report/v1"
 
+_MOST_COLUMNS = 100  # of each finding
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -74,6 +76,7 @@ class Performance:
         labelled: Rows with a label.
         error_esr: Of the errors, as ``drift.error_rate`` has it.
         fairness: Name of a gap or ratio by attribute → its value.
+        reference_accuracy: What the estimate is compared with; the promotion gate asks for it.
     """
 
     estimated_accuracy: float | None = None
@@ -82,6 +85,7 @@ class Performance:
     labelled: int = 0
     error_esr: float | None = None
     fairness: tuple[tuple[str, float], ...] = ()
+    reference_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ class WindowReport:
             "format": FORMAT,
             "subject": asdict(self.subject),
             "verdict": self.verdict.to_dict(),
-            "findings": [_plain(one.to_dict()) for one in self.findings],
+            "findings": [_finding(one) for one in self.findings],
             "slices": _plain(slices),
             "performance": _plain(asdict(self.performance)),
             "tally": asdict(self.tally),
@@ -139,6 +143,12 @@ class Sink(Protocol):
     """Takes reports; see the module. May raise ``OSError`` or ``GovernanceError``: asked again."""
 
     def publish(self, report: WindowReport) -> None: ...
+
+
+def _finding(one: Finding) -> dict[str, Any]:
+    """With the columns that moved most: a report on ten thousand stays small."""
+    told: dict[str, Any] = _plain({**one.to_dict(), "columns": list(one.columns[:_MOST_COLUMNS])})
+    return told
 
 
 def _conditions(one: Slice) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from governance.backend import Backend, open_backend
 from governance.settings import Settings
 from governance.signing.keys import development_signer
-from governance.signing.roots import TrustRoots, approver
+from governance.signing.roots import TrustRoots, approver, monitor
 from governance.signing.trust import sign_roots, verify_chain
 from governance.terminal import (
     answer_errors,
@@ -47,7 +47,7 @@ def trust_show(uri: str, as_json: bool) -> None:
     table = Table("person", "keys", "roles", title=f"trust roots, version {roots.version}")
     for person in roots.people:
         roles = ", ".join(
-            r.kind.value if not r.environment else f"{r.kind.value} {r.environment} {r.models}"
+            " ".join(word for word in (r.kind.value, r.environment, r.models) if word)
             for r in person.roles
         )
         table.add_row(person.id, ", ".join(k[:12] for k in person.keyids), roles)
@@ -68,6 +68,13 @@ def trust_show(uri: str, as_json: bool) -> None:
     help="May approve for this environment (models: glob, default *). Repeatable.",
 )
 @click.option(
+    "--monitor",
+    "monitors",
+    multiple=True,
+    metavar="MODELS",
+    help="May sign reports on the drift of these models (a glob). Repeatable.",
+)
+@click.option(
     "--key",
     "signers",
     multiple=True,
@@ -81,6 +88,7 @@ def trust_add(
     person: str,
     public_key: Path,
     approves: Sequence[str],
+    monitors: Sequence[str],
     signers: Sequence[str],
     uri: str,
     as_json: bool,
@@ -90,6 +98,7 @@ def trust_add(
     for item in approves:
         environment, _, glob = item.partition(":")
         roles.append(approver(environment, glob or "*"))
+    roles += map(monitor, monitors)
 
     def change(roots: TrustRoots) -> TrustRoots:
         return roots.add_person(person, person, [public_key.read_text()], roles)

@@ -9,7 +9,8 @@
     │   ├── PromotionDeniedError      a promotion gate was not met (carries the Decision)
     │   ├── SealedError               a registered version's run or artifact may not change
     │   ├── ReservedError             a reserved tag prefix or name
-    │   └── ConflictError             somebody else was first
+    │   ├── ConflictError             somebody else was first
+    │   └── TooManyRequestsError      more than anybody can mean
     ├── AuthenticationError           a request's proof of identity is wrong
     │   └── ReplayError               the request was already carried out
     ├── VerificationError             bytes or statements do not hold
@@ -59,6 +60,7 @@ __all__ = [
     "SealedError",
     "SignatureError",
     "TamperedError",
+    "TooManyRequestsError",
     "UnreachableError",
     "UnsignedError",
     "UntrustedKeyError",
@@ -136,6 +138,13 @@ class ConflictError(RefusedError):
 
     code = "CONFLICT"
     http_status = 409
+
+
+class TooManyRequestsError(RefusedError):
+    """What was asked for would be allowed, but not so often."""
+
+    code = "TOO_MANY_REQUESTS"
+    http_status = 429
 
 
 class AuthenticationError(GovernanceError):

@@ -75,6 +75,12 @@ class EventName(StrEnum):
     SHADOW_BEGUN = "serve:shadow:begun"
     SHADOW_CHANGED = "serve:shadow:changed"
     SHADOW_ENDED = "serve:shadow:ended"
+    DRIFT_REPORTED = "drift:report:recorded"
+    DRIFT_ALERTED = "drift:alert:raised"
+    DRIFT_ACKNOWLEDGED = "drift:alert:acknowledged"
+    DRIFT_CLOSED = "drift:alert:closed"
+    QUARANTINE_PROPOSED = "drift:quarantine:proposed"
+    QUARANTINE_SIGNED = "drift:quarantine:signed"
 
     @property
     def awaits_checkpoint(self) -> bool:
@@ -102,6 +108,7 @@ _AWAIT = frozenset(
         EventName.ROLLOUT_STARTED,
         EventName.ARMS_BEGUN,
         EventName.SHADOW_BEGUN,
+        EventName.QUARANTINE_SIGNED,
     }
 )
 

@@ -12,6 +12,8 @@ __all__ = [
     "Candidate",
     "Condition",
     "Decision",
+    "DriftEvidence",
+    "DriftFound",
     "Evidence",
     "MetricEvidence",
 ]
@@ -108,6 +110,50 @@ class CanaryVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftFound:
+    """What a monitor said last of a version on one route, its signature verified.
+
+    Attributes:
+        deployment: The route; empty: scored in batches.
+        report: Digest of the report.
+        profile: Digest of the profile it was judged by.
+        own_profile: Whether that profile is one of the version's own files.
+        window: Index of the window.
+        level: ``ok``, ``warn`` or ``alert``.
+        made_ms: When.
+        signed_by: Which monitor.
+        estimated_accuracy: None: not said.
+        reference_accuracy: What it is compared with; None: not said.
+    """
+
+    deployment: str
+    report: str
+    profile: str
+    own_profile: bool
+    window: int
+    level: str
+    made_ms: int
+    signed_by: str
+    estimated_accuracy: float | None = None
+    reference_accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DriftEvidence:
+    """What is known of a version's drift.
+
+    Attributes:
+        reports: The last one of each route that counts.
+        problems: Why others do not, one sentence each.
+        alerts: Alerts that are not closed, one sentence each.
+    """
+
+    reports: tuple[DriftFound, ...] = ()
+    problems: tuple[str, ...] = ()
+    alerts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Everything the gates may read about a candidate.
 
@@ -123,6 +169,7 @@ class Evidence:
         actor_proof: How the acting person is proven (``signed`` …).
         verdicts: What rollouts of the model in the environment that is asked after came to.
         verdict_problems: Why others did not count, one sentence each.
+        drift: What monitors said of the version; None: it was not asked for.
         first: Nobody was ever in the place, or nobody but the candidate.
         as_of_ms: The time: when it was let in, for who is there; else now.
     """
@@ -138,6 +185,7 @@ class Evidence:
     actor_proof: str = "anonymous"
     verdicts: tuple[CanaryVerdict, ...] = ()
     verdict_problems: tuple[str, ...] = ()
+    drift: DriftEvidence | None = None
     first: bool = False
     as_of_ms: int = 0
 

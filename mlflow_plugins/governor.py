@@ -27,6 +27,7 @@ from governance.errors import (
 from governance.events import AuditEvent, EventName
 from governance.gates import promotions
 from governance.gates.decide import decide
+from governance.gates.drift_evidence import read_drift
 from governance.gates.policy import Policy, default_policy, load_policy
 from governance.gates.promotions import Standing
 from governance.gates.verdicts import read_verdicts
@@ -169,7 +170,12 @@ class Governor:
             actor_proof=current_actor().proof.value,
             as_of_ms=(standing.granted_ms if standing else None) or now_ms(),
         )
-        canary = self.policy.requirements(candidate.model_name, environment).canary
+        needs = self.policy.requirements(candidate.model_name, environment)
+        if needs.drift is not None:
+            roots = self.roots(connection)
+            found = read_drift(connection, self.ledger, roots, candidate)
+            evidence = replace(evidence, drift=found)
+        canary = needs.canary
         if canary is None:
             return evidence
         verdicts, problems = read_verdicts(connection, self.ledger, candidate, canary.environment)

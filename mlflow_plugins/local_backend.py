@@ -31,6 +31,7 @@ from governance.events import AuditEvent, EventName
 from governance.gates import promotions
 from governance.gates.canary import counted_verdict
 from governance.gates.decide import decide
+from governance.gates.drift import counted_reports
 from governance.gates.policy import Requirements
 from governance.gates.promotions import StoredStatement
 from governance.identity import ProofLevel, current_actor
@@ -81,7 +82,8 @@ class LocalBackend:
         policy = self.governor.policy
         target = policy.way_in(environment, served_as)
         candidate = self._read_again(name, version)
-        if policy.requirements(name, target.name).canary is not None:
+        asked = policy.requirements(name, target.name)
+        if asked.canary is not None or asked.drift is not None:
             self.governor.ledger.sequence()  # a verdict of a moment ago counts
         with self.governor.engine.connect() as connection:
             found = self.governor.evidence(
@@ -457,12 +459,17 @@ class LocalBackend:
 def _inputs(
     candidate: Candidate, found: Evidence, record: str | None, needs: Requirements
 ) -> tuple[InputAttestation, ...]:
-    """What the decision rests on, by digest: the run's record, the verdict of its canary."""
+    """What the decision rests on, by digest: the run's record, a canary's verdict, drift."""
     inputs = []
     if record:
         inputs.append(InputAttestation(f"runs:/{candidate.run_id}", sha256_hex(record.encode())))
     if needs.canary is not None and (verdict := counted_verdict(candidate, found, needs.canary)):
         inputs.append(InputAttestation(f"rollouts:/{verdict.rollout_id}", verdict.digest))
+    if needs.drift is not None:
+        inputs += [
+            InputAttestation(f"drift-reports:/{one.deployment or 'batch'}", one.report)
+            for one in counted_reports(found, needs.drift)[:5]
+        ]
     return tuple(inputs)
 
 

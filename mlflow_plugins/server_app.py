@@ -29,11 +29,14 @@ def create_app() -> Any:
 
     from governance.backend import Backend
     from governance.deployment_port import Deployments
+    from governance.drift_port import DriftPort
+    from governance.drift_settings import DriftSettings
     from governance.errors import ConfigurationError, GovernanceError
     from governance.nonces import NonceStore
     from mlflow_plugins.api.routes import install
     from mlflow_plugins.deployment_store import DeploymentStore
     from mlflow_plugins.doctor import require_governed_server
+    from mlflow_plugins.drift_store import DriftStore
     from mlflow_plugins.local_backend import LocalBackend
     from mlflow_plugins.middleware import GovernanceMiddleware
     from mlflow_plugins.registry_store import governor_of
@@ -44,6 +47,7 @@ def create_app() -> Any:
     )
     try:
         require_governed_server(store)
+        drift_settings = DriftSettings.load()  # a mistake in them stops the server at its start
     except GovernanceError as error:
         _stop(error)
     basic_auth = os.environ.get("CHANCERY_BASIC_AUTH", "0") == "1"
@@ -72,7 +76,11 @@ def create_app() -> Any:
     def deployments() -> Deployments:
         return DeploymentStore(governor, store)
 
-    install(app, backend, deployments, os.environ.get(STATIC_PREFIX_ENV_VAR, "").rstrip("/"))
+    @lru_cache(maxsize=1)
+    def drift() -> DriftPort:
+        return DriftStore(governor, drift_settings)
+
+    install(app, backend, deployments, drift, os.environ.get(STATIC_PREFIX_ENV_VAR, "").rstrip("/"))
     guard = RequestGuard(governor)
     return GovernanceMiddleware(
         app,

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from governance.gates.canary import canary_condition
+from governance.gates.drift import drift_conditions
 from governance.gates.policy import MetricRequirement, Policy, Requirements
 from governance.gates.schema import PROVENANCE_TAGS, Goal, MetricSource, folded
 from governance.identity import ProofLevel
@@ -102,6 +103,8 @@ def _asked_for(
         yield _provenance(evidence, tag)
     if needs.datasets:
         yield _datasets(evidence, needs.datasets)
+    if needs.drift is not None:
+        yield from drift_conditions(candidate, evidence, needs.drift)
     if needs.after:
         yield _after(candidate, evidence, needs.after, target)
     if needs.actor_proof is not ProofLevel.ANONYMOUS:

@@ -29,6 +29,7 @@ from governance.gates.mistakes import first_mistake, suggestion
 from governance.gates.schema import (
     PREVIOUS,
     CanaryRequirement,
+    DriftRequirement,
     Environment,
     Load,
     MetricDeclaration,
@@ -40,6 +41,7 @@ from governance.gates.schema import (
 
 __all__ = [
     "CanaryRequirement",
+    "DriftRequirement",
     "Environment",
     "Load",
     "MetricDeclaration",
@@ -183,8 +185,9 @@ class Policy(PolicyFile):
         """Hex SHA-256 of the policy's canonical JSON: its meaning, not its spelling."""
         document = self.model_dump(mode="json", exclude={"models"})
         for environment in document["environments"]:
-            if environment["requires"]["canary"] is None:  # a file without it means what it meant
-                del environment["requires"]["canary"]
+            for later in ("canary", "drift"):  # a file without it means what it meant
+                if environment["requires"][later] is None:
+                    del environment["requires"][later]
         document["models"] = [r.model_dump(mode="json", exclude_unset=True) for r in self.models]
         return sha256_hex(canonical_json(_without_floats(document)))
 

@@ -28,6 +28,7 @@ __all__ = [
     "PREVIOUS",
     "PROVENANCE_TAGS",
     "CanaryRequirement",
+    "DriftRequirement",
     "Environment",
     "Goal",
     "Load",
@@ -173,6 +174,25 @@ class CanaryRequirement(_Part):
         return self
 
 
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+class DriftRequirement(_Part):
+    """What monitors must have said of a version.
+
+    Reports count that were signed by a monitor for this very version and judged by its own profile.
+    """
+
+    no_open_alert: bool = True
+    report_younger_than: Duration = "7d"
+    estimated_accuracy_at_least: Share | None = None
+    estimated_accuracy_within: Share | None = None
+
+    @property
+    def max_age_ms(self) -> int:
+        return int(self.report_younger_than[:-1]) * _UNITS_MS[self.report_younger_than[-1]]
+
+
 class Requires(_Part):
     """What an environment asks for; also, in part, what a model rule changes."""
 
@@ -182,6 +202,7 @@ class Requires(_Part):
     finished_run: bool = True
     after: EnvironmentName | None = PREVIOUS
     canary: CanaryRequirement | None = None
+    drift: DriftRequirement | None = None
     approvals: Annotated[int, Field(ge=1, le=100)] = 1
     actor_proof: ProofLevel = ProofLevel.ANONYMOUS
     request_ttl_hours: Annotated[int, Field(ge=1, le=8760)] = 72

@@ -5,6 +5,7 @@
 ``documents``         strict reading of signed JSON
 ``dsse``              the sigstore bundle around one payload and one signature
 ``statements``        the promotion statement that people sign
+``drift_statements``  a monitor's word on a window, a person's on a quarantine
 ``roots``, ``trust``  the trust roots, and the chain of their versions
 ``approvals``         distinct people behind identical bytes
 ``release``           the check before a load
@@ -31,7 +32,15 @@ from governance.signing.release import (
     VerifiedLoad,
     verify_release,
 )
-from governance.signing.roots import ADMIN, Person, Role, RoleKind, TrustRoots, approver
+from governance.signing.roots import (
+    ADMIN,
+    Person,
+    Role,
+    RoleKind,
+    TrustRoots,
+    approver,
+    monitor,
+)
 from governance.signing.statements import InputAttestation, PromotionStatement, statement_id
 
 __all__ = [
@@ -57,6 +66,7 @@ __all__ = [
     "development_signer",
     "keyid_of",
     "load_signer",
+    "monitor",
     "parse_bundle",
     "sign_bundle",
     "statement_id",

@@ -26,7 +26,7 @@ from governance.errors import RefusedError, SignatureError
 from governance.signing.documents import Fields, read_canonical
 from governance.signing.keys import keyid_of, normalize_public_key
 
-__all__ = ["ADMIN", "Person", "Role", "RoleKind", "TrustRoots", "approver"]
+__all__ = ["ADMIN", "Person", "Role", "RoleKind", "TrustRoots", "approver", "monitor"]
 
 _TYPE = "chancery.trust-roots/v1"
 _SIZE_LIMIT = 40_000  # so that a bundle around it stays below the bundles' own limit
@@ -36,6 +36,7 @@ _ANY = "*"
 class RoleKind(StrEnum):
     ADMIN = "admin"
     APPROVER = "approver"
+    MONITOR = "monitor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ class Role:
     """What a person may do.
 
     Attributes:
-        kind: Administer the trust roots, or approve promotions.
+        kind: Administer the trust roots, approve promotions, or sign reports on drift.
         environment: For approvers: one environment, or ``*``.
-        models: For approvers: a glob over model names (case matters).
+        models: For approvers and monitors: a glob over model names (case matters).
     """
 
     kind: RoleKind
@@ -59,6 +60,11 @@ ADMIN = Role(RoleKind.ADMIN)
 def approver(environment: str, models: str) -> Role:
     """The role to approve promotions of ``models`` (a glob) to ``environment`` (or ``*``)."""
     return Role(RoleKind.APPROVER, environment, models)
+
+
+def monitor(models: str) -> Role:
+    """The role to sign reports on the drift of ``models`` (a glob)."""
+    return Role(RoleKind.MONITOR, "", models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,15 @@ class TrustRoots:
             role.kind is RoleKind.APPROVER
             and role.environment in (environment, _ANY)
             and fnmatchcase(model_name, role.models)
+            for person in self.people
+            if person.id == person_id
+            for role in person.roles
+        )
+
+    def may_report(self, person_id: str, model_name: str) -> bool:
+        """Whether a role lets the person sign reports on the drift of this model."""
+        return any(
+            role.kind is RoleKind.MONITOR and fnmatchcase(model_name, role.models)
             for person in self.people
             if person.id == person_id
             for role in person.roles
@@ -273,13 +288,13 @@ def _person_document(person: Person) -> dict[str, Any]:
         "id": person.id,
         "displayName": person.display_name,
         "keys": list(person.keys),
-        "roles": [
-            {"role": role.kind.value, "environment": role.environment, "models": role.models}
-            if role.kind is RoleKind.APPROVER
-            else {"role": role.kind.value}
-            for role in person.roles
-        ],
+        "roles": [_role_document(role) for role in person.roles],
     }
+
+
+def _role_document(role: Role) -> dict[str, Any]:
+    said = {"environment": role.environment, "models": role.models}
+    return {"role": role.kind.value, **{name: value for name, value in said.items() if value}}
 
 
 def _read_person(fields: Fields) -> Person:
@@ -302,7 +317,9 @@ def _read_role(fields: Fields) -> Role:
         role = ADMIN
     elif kind == RoleKind.APPROVER:
         role = approver(fields.text("environment"), fields.text("models"))
+    elif kind == RoleKind.MONITOR:
+        role = monitor(fields.text("models"))
     else:
-        raise fields.error("role", "'admin' or 'approver'")
+        raise fields.error("role", "'admin', 'approver' or 'monitor'")
     fields.done()
     return role

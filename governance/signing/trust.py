@@ -28,7 +28,15 @@ from governance.canonical import canonical_json, parse_json, sha256_hex
 from governance.errors import RefusedError, SignatureError, TamperedError, UntrustedKeyError
 from governance.signing.dsse import parse_bundle, sign_bundle, verify_bundle
 from governance.signing.keys import Signer, normalize_public_key
-from governance.signing.roots import ADMIN, Person, Role, RoleKind, TrustRoots, approver
+from governance.signing.roots import (
+    ADMIN,
+    Person,
+    Role,
+    RoleKind,
+    TrustRoots,
+    approver,
+    monitor,
+)
 
 __all__ = [
     "ADMIN",
@@ -43,6 +51,7 @@ __all__ = [
     "bootstrap",
     "current",
     "load_chain",
+    "monitor",
     "sign_roots",
     "verify_chain",
 ]
@@ -227,6 +236,6 @@ def bootstrap(connection: Connection, signer: Signer, person_id: str, now_ms: in
     if load_chain(connection):
         raise RefusedError("there are trust roots already", "change them instead")
     key = normalize_public_key(signer.public_key_pem)
-    person = Person(person_id, person_id, (key,), (ADMIN, approver("*", "*")))
+    person = Person(person_id, person_id, (key,), (ADMIN, approver("*", "*"), monitor("*")))
     payload = TrustRoots(1, None, 1, (person,)).to_payload()
     return append(connection, payload, [sign_roots(payload, signer)], now_ms)

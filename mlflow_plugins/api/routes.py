@@ -2,7 +2,8 @@
 
 Each route parses, calls one method of the local backend, and answers JSON. Errors answer in
 MLflow's shape: ``{"error_code": …, "message": …}`` with the error's HTTP status. Routes of
-deployments are in ``serve_routes``; what all routes do with a body is in ``requests``.
+deployments are in ``serve_routes``, of drift in ``drift_routes``; what all routes do with a body is
+in ``requests``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from governance.backend import Backend
 from governance.deployment_port import Deployments
+from governance.drift_port import DriftPort
 from governance.errors import GovernanceError, PromotionDeniedError
 from governance.lineage.render import as_document
 from mlflow_plugins.api.arm_routes import add_arm_routes
+from mlflow_plugins.api.drift_routes import add_drift_routes
 from mlflow_plugins.api.requests import CheckedRoute
 from mlflow_plugins.api.serve_routes import add_serve_routes
 from mlflow_plugins.refusals import flush_all
@@ -69,12 +72,15 @@ def error_response(error: GovernanceError) -> JSONResponse:
 
 
 def build_router(
-    backend: Callable[[], Backend], deployments: Callable[[], Deployments]
+    backend: Callable[[], Backend],
+    deployments: Callable[[], Deployments],
+    drift: Callable[[], DriftPort],
 ) -> APIRouter:
     """The routes, on ports that are opened at first use (in the worker, not at import)."""
     router = APIRouter(route_class=CheckedRoute)
     add_serve_routes(router, deployments)
     add_arm_routes(router, deployments)
+    add_drift_routes(router, drift)
 
     @router.get("/version")
     def version() -> dict[str, Any]:
@@ -159,10 +165,11 @@ def install(
     app: FastAPI,
     backend: Callable[[], Backend],
     deployments: Callable[[], Deployments],
+    drift: Callable[[], DriftPort],
     static_prefix: str = "",
 ) -> None:
     """Put the routes before MLflow's catch-all mount, and their error handler on the app."""
-    router = build_router(backend, deployments)
+    router = build_router(backend, deployments, drift)
     before = len(app.router.routes)
     for prefix in API_PREFIXES:
         app.include_router(router, prefix=static_prefix + prefix)

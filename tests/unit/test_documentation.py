@@ -147,7 +147,7 @@ def _routes() -> list[tuple[str, str]]:
     def no_backend() -> None:
         raise AssertionError("no route is called here")
 
-    router = build_router(no_backend, no_backend)  # type: ignore[arg-type]
+    router = build_router(no_backend, no_backend, no_backend)  # type: ignore[arg-type]
     return [(method, r.path) for r in router.routes for method in sorted(r.methods)]  # type: ignore[attr-defined]
 
 

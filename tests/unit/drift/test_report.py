@@ -57,3 +57,12 @@ def test_its_digest_is_that_of_all_it_says(report: WindowReport) -> None:
         replace(report, slices=()),
     )
     assert len({report.digest, *(one.digest for one in others)}) == 5
+
+
+def test_a_finding_on_ten_thousand_columns_stays_small(report: WindowReport) -> None:
+    one = report.findings[0]
+    columns = tuple(replace(one.columns[0], column=f"column {n}") for n in range(10_000))
+    wide = replace(report, findings=(replace(one, columns=columns),) * 5)
+    assert len(wide.to_json()) < 200_000
+    told = parse_json(wide.to_json())["findings"][0]["columns"]
+    assert [column["column"] for column in told[:2]] == ["column 0", "column 1"]

@@ -1,0 +1,132 @@
+"""A sink that makes reports count: signed, recorded once, and followed by what they demand.
+
+Each report is bound to the version as the registry has it (incarnation and files), signed with the
+monitor's key, and handed to the port of ``governance.drift_port``, which records it, opens, updates
+or closes alerts, and tells people. A report that was handed over already changes nothing, so the
+monitor may ask again after any error.
+
+Example::
+
+    sink = open_sink("http://127.0.0.1:5000", profile)
+    sink.publish(report)
+    sink.acknowledged()      # 41: somebody has seen what was wrong up to window 41
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from drift.profile import DriftProfile
+from drift.report import Subject, WindowReport
+from governance.drift_port import DriftPort, Published, open_drift
+from governance.drift_reports import DriftReport
+from governance.drift_settings import monitor_signer
+from governance.errors import ConfigurationError, GovernanceError
+from governance.signing.drift_statements import Binding, ReportStatement, sign_report
+from governance.signing.keys import Signer
+from governance.terminal import settings_of
+
+__all__ = ["ConsequenceSink", "open_registry", "open_sink"]
+
+
+class ConsequenceSink:
+    """Implements ``drift.report.Sink``.
+
+    Args:
+        port: Of the registry.
+        signer: The monitor's key; None: reports are not signed, count for no gate, and are taken
+            beside the database only.
+        datasets: ``name#digest`` of what the profile was made from.
+    """
+
+    def __init__(
+        self, port: DriftPort, signer: Signer | None, datasets: Sequence[str] = ()
+    ) -> None:
+        self._port = port
+        self._signer = signer
+        self._datasets = tuple(datasets)
+        self._bindings: dict[str, Binding] = {}
+        self._subject: Subject | None = None
+
+    def publish(self, report: WindowReport) -> None:
+        """Hand a report over; see the module.
+
+        Raises:
+            GovernanceError: it was not taken, with the remedy.
+            OSError: nobody could be asked.
+        """
+        self.hand_over(report)
+
+    def hand_over(self, report: WindowReport) -> Published:
+        """As ``publish``; what became of it."""
+        self._subject = report.subject
+        document = report.to_json()
+        try:
+            bundle = None if self._signer is None else self._signed(document, report, self._signer)
+            return self._port.publish(document, bundle, self._datasets)
+        except GovernanceError:
+            # A version of that number may have been made anew: ask again which one it is.
+            self._bindings.pop(report.subject.uri, None)
+            raise
+
+    def _signed(self, document: bytes, report: WindowReport, signer: Signer) -> str:
+        subject = report.subject
+        binding = self._bindings.get(subject.uri)
+        if binding is None:
+            binding = self._port.binding(subject.model, subject.version)
+            self._bindings[subject.uri] = binding
+        return sign_report(ReportStatement.of(DriftReport.parse(document), binding), signer)
+
+    def acknowledged(self) -> int | None:
+        """The last window whose alarm a person has seen, of what was published last: the judge may
+        begin anew after it. None: nobody has seen any.
+
+        Raises:
+            GovernanceError, OSError: as ``publish``.
+        """
+        subject = self._subject
+        if subject is None:
+            return None
+        windows = [
+            act.window
+            for stored in self._port.alerts(subject.model, closed=True)
+            if (stored.alert.identity.version, stored.alert.identity.deployment)
+            == (subject.version, subject.deployment)
+            for act in stored.alert.acts
+            if act.by and act.window is not None
+        ]
+        return max(windows, default=None)
+
+
+def open_sink(uri: str, profile: DriftProfile | None = None) -> ConsequenceSink:
+    """On the store at ``uri``, with the monitor's key of this process.
+
+    Args:
+        uri: ``governed+…``, or a server's address.
+        profile: Names the data sets that a retrain suggestion speaks of.
+
+    Raises:
+        ConfigurationError: the store or the key cannot be used.
+    """
+    datasets = [] if profile is None else [f"{n}#{d}" for n, d in profile.datasets.items()]
+    return ConsequenceSink(open_drift(uri), monitor_signer(settings_of(uri)), datasets)
+
+
+def open_registry(subject: Subject, options: Mapping[str, str]) -> ConsequenceSink:
+    """The sink ``registry`` of a monitor; its options are ``uri``, and ``profile``: its file.
+
+    Raises:
+        ConfigurationError: no URI, other options, or the store or key cannot be used.
+        TamperedError: the file is not the profile that the subject is judged by.
+    """
+    if "uri" not in options or set(options) - {"uri", "profile"}:
+        raise ConfigurationError(
+            f"the sink 'registry' has the options {sorted(options)}",
+            "give it the registry's uri, and where wanted the profile's file",
+        )
+    profile = None
+    if "profile" in options:
+        profile = DriftProfile.from_json(Path(options["profile"]).read_bytes())
+        profile.require(subject.model, digest=subject.profile)
+    return open_sink(options["uri"], profile)
