@@ -29,12 +29,20 @@ from typing import Any
 
 import click
 
+from drift.model_profile import version_named
 from drift.monitor_config import MonitorConfig, MonitorsConfig
 from drift.profile import DriftProfile
 from drift.service import Service, SubjectStatus
 from drift.stored import plain
+from governance.backend import open_backend
 from governance.errors import ConfigurationError
-from governance.terminal import answer_errors, console, json_option, print_json
+from governance.terminal import (
+    answer_errors,
+    console,
+    json_option,
+    optional_uri_option,
+    print_json,
+)
 
 __all__ = ["COMMANDS", "Progress", "monitor"]
 
@@ -43,65 +51,36 @@ _ALERTED = 4
 
 
 @click.command("monitor")
+@click.argument("model", required=False)
+@click.option("--blocks", type=click.Path(path_type=Path), help="Folder that recorders write to.")
+@click.option("--state", type=click.Path(path_type=Path), help="Folder for the monitor's state.")
+@click.option("--deployment", default="", help="The route that serves it.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Folder of labels.")
+@click.option("--reports", type=click.Path(path_type=Path), help="Folder for reports as JSON.")
+@click.option("--no-publish", is_flag=True, help="Nothing goes into MLflow or the registry.")
+@click.option("--profile", type=click.Path(path_type=Path), help="A file, instead of MODEL.")
+@click.option("--reference", type=click.Path(path_type=Path), help="With --profile: its sample.")
+@click.option("--version", "version", type=click.IntRange(1), help="With --profile: watched.")
 @click.option(
     "--config",
     "config",
     type=click.Path(path_type=Path),
-    help="monitors.yaml: many subjects. Instead of the options for one.",
+    help="monitors.yaml: many subjects. Instead of all that is above.",
 )
-@click.option("--profile", type=click.Path(path_type=Path), help="The subject's drift profile.")
-@click.option("--version", "version", type=click.IntRange(1), help="Of the registered model.")
-@click.option("--deployment", default="", help="The route that serves it.")
-@click.option("--blocks", type=click.Path(path_type=Path), help="Folder that recorders write to.")
-@click.option("--state", type=click.Path(path_type=Path), help="Folder for the monitor's state.")
-@click.option("--reference", type=click.Path(path_type=Path), help="Sample of the reference.")
-@click.option("--labels", type=click.Path(path_type=Path), help="Folder of labels.")
-@click.option("--reports", type=click.Path(path_type=Path), help="Folder for reports as JSON.")
 @click.option("--once", is_flag=True, help="What there is now, then end.")
 @click.option("--flush", is_flag=True, help="With --once: close windows that are open.")
+@optional_uri_option
 @json_option
 @answer_errors
 def monitor(
-    config: Path | None,
-    profile: Path | None,
-    version: int | None,
-    deployment: str,
-    blocks: Path | None,
-    state: Path | None,
-    reference: Path | None,
-    labels: Path | None,
-    reports: Path | None,
-    once: bool,
-    flush: bool,
-    as_json: bool,
+    config: Path | None, once: bool, flush: bool, uri: str | None, as_json: bool, **one: Any
 ) -> None:
-    """Watch served versions for drift."""
-    if config is not None:
-        found = MonitorsConfig.read(config)
-    else:
-        needed = {"profile": profile, "version": version, "blocks": blocks, "state": state}
-        lacking = [f"--{name}" for name, value in needed.items() if value is None]
-        if lacking or profile is None or version is None or blocks is None or state is None:
-            raise ConfigurationError(
-                f"it is not said what to monitor: {', '.join(lacking)} missing",
-                "give --config, or --profile, --version, --blocks and --state",
-            )
-        one = MonitorConfig(
-            model=DriftProfile.from_json(profile.read_bytes()).model,
-            version=version,
-            profile=profile,
-            blocks=blocks,
-            state=state,
-            deployment=deployment,
-            reference=reference,
-            sinks=() if reports is None else (("folder", {"path": str(reports)}),),
-            options={"labels": labels},
-        )
-        found = MonitorsConfig((one,))
+    """Watch the served version MODEL (models:/name/3) for drift, or many."""
     if flush and not once:
         raise ConfigurationError(
             "--flush ends a stream, and without --once none ends", "add --once"
         )
+    found = MonitorsConfig((_one(uri=uri, **one),)) if config is None else _many(config, one)
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s"
     )
@@ -119,6 +98,68 @@ def monitor(
     progress(status)
     _print(status, as_json)
     sys.exit(_exit_code(status))
+
+
+def _many(config: Path, one: Mapping[str, Any]) -> MonitorsConfig:
+    given = sorted(name for name, value in one.items() if value)
+    if given:
+        raise ConfigurationError(
+            f"{given[0].replace('_', '-')} is given, and --config says what is monitored",
+            "write it into the file",
+        )
+    return MonitorsConfig.read(config)
+
+
+def _one(
+    *,
+    uri: str | None,
+    model: str | None,
+    blocks: Path | None,
+    state: Path | None,
+    deployment: str,
+    labels: Path | None,
+    reports: Path | None,
+    no_publish: bool,
+    profile: Path | None,
+    reference: Path | None,
+    version: int | None,
+) -> MonitorConfig:
+    """One subject, by options."""
+    what = {"--profile": profile, "--version": version} if model is None else {"--uri": uri}
+    needed = {**what, "--blocks": blocks, "--state": state}
+    lacking = [name for name, value in needed.items() if value is None]
+    if lacking or blocks is None or state is None:
+        raise ConfigurationError(
+            f"it is not said what to monitor: {', '.join(lacking)} missing",
+            "give MODEL, --blocks and --state; or --config",
+        )
+    if model is not None and (profile or reference or version):
+        raise ConfigurationError(
+            f"{model} and files are given", "name either a registered version, or its files"
+        )
+    sinks: list[tuple[str, Mapping[str, str]]] = []
+    if reports is not None:
+        sinks.append(("folder", {"path": str(reports)}))
+    if model is not None and uri is not None:
+        name, number = version_named(model, open_backend(uri))
+        if not no_publish:
+            sinks += [("mlflow", {"uri": uri}), ("registry", {"uri": uri})]
+    else:
+        assert profile is not None
+        assert version is not None
+        name, number = DriftProfile.from_json(profile.read_bytes()).model, version
+    return MonitorConfig(
+        model=name,
+        version=number,
+        profile=profile,
+        blocks=blocks,
+        state=state,
+        deployment=deployment,
+        reference=reference,
+        registry=uri or "",
+        sinks=tuple(sinks),
+        options={"labels": labels},
+    )
 
 
 COMMANDS: Sequence[click.Command] = (monitor,)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from drift.model_profile import load_profile
 from drift.profile import DriftProfile
 from drift.report import Subject, WindowReport
 from governance.drift_port import DriftPort, Published, open_drift
@@ -114,19 +115,26 @@ def open_sink(uri: str, profile: DriftProfile | None = None) -> ConsequenceSink:
 
 
 def open_registry(subject: Subject, options: Mapping[str, str]) -> ConsequenceSink:
-    """The sink ``registry`` of a monitor; its options are ``uri``, and ``profile``: its file.
+    """The sink ``registry`` of a monitor.
+
+    Options: ``uri``, by default MLflow's registry; ``profile``, its file, by default the registered
+    version's own.
 
     Raises:
-        ConfigurationError: no URI, other options, or the store or key cannot be used.
-        TamperedError: the file is not the profile that the subject is judged by.
+        ConfigurationError: other options, or the store or key cannot be used.
+        GovernanceError: the profile cannot be had, or is not the one the subject is judged by.
     """
-    if "uri" not in options or set(options) - {"uri", "profile"}:
+    import mlflow
+
+    if set(options) - {"uri", "profile"}:
         raise ConfigurationError(
             f"the sink 'registry' has the options {sorted(options)}",
-            "give it the registry's uri, and where wanted the profile's file",
+            "give it the registry's uri and the profile's file, or neither",
         )
-    profile = None
+    uri = options.get("uri") or mlflow.get_registry_uri()
     if "profile" in options:
         profile = DriftProfile.from_json(Path(options["profile"]).read_bytes())
-        profile.require(subject.model, digest=subject.profile)
-    return open_sink(options["uri"], profile)
+    else:
+        profile = load_profile(subject.uri, uri=uri).profile
+    profile.require(profile.model, digest=subject.profile)
+    return open_sink(uri, profile)

@@ -279,6 +279,7 @@ class Monitor:
         try:
             self._collect()
             self.save()
+            self._published.close()
         finally:
             self.state.close()
 

@@ -24,7 +24,7 @@ Example::
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,10 +44,10 @@ from drift.run_contents import LEVELS, experiment_of, metrics_of, table_of
 from drift.verdict import Level
 from governance.canonical import sha256_hex
 from governance.clock import now_ms
-from governance.errors import UnreachableError
+from governance.errors import ConfigurationError, UnreachableError
 from governance.settings import GOVERNED_PREFIX, Settings
 
-__all__ = ["MlflowSink"]
+__all__ = ["MlflowSink", "open_mlflow"]
 
 _RUN = "chancery.monitor"
 _LAST = "chancery.last_window"
@@ -443,3 +443,18 @@ def _experiment_id(client: Any, name: str, artifacts: str | None) -> str:
 def _put(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
+
+
+def open_mlflow(subject: Subject, options: Mapping[str, str]) -> MlflowSink:
+    """The sink ``mlflow`` of a monitor; its option is ``uri``, by default MLflow's registry.
+
+    Raises:
+        ConfigurationError: other options.
+    """
+    import mlflow
+
+    if set(options) - {"uri"}:
+        raise ConfigurationError(
+            f"the sink 'mlflow' has the options {sorted(options)}", "give it a uri, or nothing"
+        )
+    return MlflowSink(options.get("uri") or mlflow.get_registry_uri())

@@ -213,6 +213,7 @@ class PerformanceWatch:
             labelled=batch.rows if batch else 0,
             error_esr=errors,
             fairness=tuple(sorted(self._fairness.items())),
+            reference_accuracy=None if self._estimated is None else self._estimated.reference.mean,
         )
         return performance, facts
 

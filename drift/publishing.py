@@ -4,6 +4,8 @@ A sink that does not take a report is asked again after a pause that doubles fro
 minutes; the others go on. One call at a time goes to the sinks of a subject, in a thread of the
 couriers where there are some, so that a slow sink delays nobody's counting.
 
+A sink that has a method ``close()`` is told the end, to finish what it puts off.
+
 A sink may know what people acknowledged: where it has a method ``acknowledged()``, it is asked with
 each report for the index of the last window whose alarm somebody has seen, or None.
 
@@ -160,6 +162,17 @@ class Publishing:
                 self._failed(way, f"reports cannot be read: {error}", now)
             return False
         return self._take(out.result(), now)
+
+    def close(self) -> None:
+        """Tell sinks the end. What they do not manage then, they do after the next report."""
+        for name, way in self._ways.items():
+            end = getattr(way.sink, "close", None)
+            if end is None:
+                continue
+            try:
+                end()
+            except Exception as error:  # noqa: BLE001 - somebody else's; every report is there
+                _log.warning("the sink %s did not finish: %s", name, error)
 
     def _take(self, done: _Done, now: int) -> bool:
         for name, last in done.last.items():

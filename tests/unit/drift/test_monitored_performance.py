@@ -97,6 +97,8 @@ def test_estimated_accuracy_falls_before_any_label_comes(tmp_path: Path) -> None
     assert calm is not None
     assert fallen is not None
     assert calm - fallen > 0.1
+    before = world.notes.reports[-1].performance.reference_accuracy
+    assert before == pytest.approx(calm, abs=0.03)
     last = world.notes.reports[-1].verdict
     assert last.level is Level.ALERT
     assert any("estimated accuracy fell" in text for text in last.quarantine)
