@@ -133,10 +133,12 @@ def fit_with_reference(
         if fairness:
             ordered_inputs = {b.attribute: inputs.get(b.attribute) for b in fairness}
             present = {k: np.asarray(v)[order] for k, v in ordered_inputs.items() if v is not None}
+            answers = section.predicted(ordered)
+            assert answers is not None  # the outputs that it names were there to fit it
             selects = positive if positive is not None else section.positive
             sections["fairness"] = fit_fairness(
                 present,
-                section.predicted(ordered),
+                answers,
                 truth[order],
                 fairness,
                 positive=1 if selects is None else selects,

@@ -2,8 +2,9 @@
 
 Starts an ordinary MLflow server on a governed SQLite store in ``.demo/``, runs an ordinary training
 script against it, and acts out what Chancery is for: first the gate and the ledger, then serving
-with a canary (``demo_serving``). Everything printed is what really happened; any step that goes
-otherwise ends the demonstration with an error. ``KEEP=1`` leaves the MLflow server running.
+with a canary (``demo_serving``), last a monitor that finds a shift (``demo_drift``). Everything
+printed is what really happened; any step that goes otherwise ends the demonstration with an error.
+``KEEP=1`` leaves the MLflow server running.
 """
 
 from __future__ import annotations

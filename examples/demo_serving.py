@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from demo_drift import RECORDED, watching
 from demo_narrator import (
     NAME,
     ROOT,
@@ -65,6 +66,8 @@ def a_small_ray() -> Iterator[None]:
         RAY_SERVE_LOG_TO_STDERR="0",
         OMP_NUM_THREADS="1",
         CHANCERY_SERVE_SOCKETS=str(folder / "s"),
+        CHANCERY_RECORD_TO=str(RECORDED),
+        CHANCERY_RECORD_SPOOL=str(folder / "spool"),
     )
     import ray
 
@@ -111,7 +114,7 @@ def _serving(address: str, keys: list[Path]) -> None:
     deployments = open_deployments(STORE)
     with traffic:
         _regression(address, keys, deployments, traffic, second)
-        _success(address, keys, deployments, traffic)
+        watching(traffic, _success(address, keys, deployments, traffic))
     if traffic.errors:
         give_up(f"clients saw errors: {dict(traffic.errors)}")
     chancery("deploy", "delete", NAME, "--reason", "the demonstration is over", "--uri", STORE,
@@ -156,11 +159,12 @@ def _regression(
         give_up("a version with a bad canary became champion")
 
 
-def _success(address: str, keys: list[Path], deployments: Any, traffic: Traffic) -> None:
+def _success(address: str, keys: list[Path], deployments: Any, traffic: Traffic) -> int:
+    """The version that is promoted."""
     import mlflow
 
     step("Version 3 ignores sizes it does not know; the same way again")
-    version = train("ignore", "--seed", "8")
+    version = train("ignore", "--seed", "8", "--drift-profile")
     let_in(address, keys, version)
     before = traffic.repeated
     outcome, decisions, seconds = roll_out(deployments, traffic, version)
@@ -187,6 +191,7 @@ def _success(address: str, keys: list[Path], deployments: Any, traffic: Traffic)
         f"promoted after {seconds:.1f} s; @champion moved through the gate; "
         f"{sum(traffic.answers.values())} answers in all, {sum(traffic.errors.values())} errors",
     )
+    return version
 
 
 def train(size_classes: str, *more: str) -> int:

@@ -1,7 +1,8 @@
 """Clients of a route: threads that ask all the time, and count what they were told.
 
 One patient a request, from scikit-learn's breast-cancer data. One in five comes from "another
-clinic", with tumours twice as large as in the data set.
+clinic", with tumours twice as large as in the data set. Once ``changed`` is set, a new scanner
+measures every other tumour as rougher than it is.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from collections import Counter
 
 from sklearn.datasets import load_breast_cancer
 
-__all__ = ["Traffic"]
+__all__ = ["CHANGED", "Traffic"]
+
+CHANGED = "mean smoothness"
 
 _CLIENTS = 4
 _PAUSE_S = 0.04
 _LARGER = 0.2
+_ROUGHER = 0.5
 _HEADERS = {"content-type": "application/json"}
 
 
@@ -39,9 +43,12 @@ class Traffic:
         self.errors: Counter[str] = Counter()
         """Everything else."""
         frame = load_breast_cancer(as_frame=True).frame.drop(columns="target")
-        self._bodies = [_body(frame.iloc[[row]]) for row in range(100)]
-        larger = frame.iloc[:100].assign(**{"mean radius": frame["mean radius"] * 2})
-        self._larger = [_body(larger.iloc[[row]]) for row in range(100)]
+        larger = frame.assign(**{"mean radius": frame["mean radius"] * 2})
+        self.changed = False
+        self._bodies, self._larger, self._rougher = (
+            [_body(part.iloc[[row]]) for row in range(len(part))]
+            for part in (frame, larger, frame.assign(**{CHANGED: frame[CHANGED] * 1.5}))
+        )
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._threads = [
@@ -85,6 +92,8 @@ class Traffic:
             try:
                 while not self._ended.is_set():
                     bodies = self._larger if draw.random() < _LARGER else self._bodies
+                    if self.changed and draw.random() < _ROUGHER:
+                        bodies = self._rougher
                     status, body, headers = _ask(connection, draw.choice(bodies))
                     self._count(status, body, headers)
                     if headers.get("connection") == "close":

@@ -1,7 +1,8 @@
-"""An ordinary training script: plain MLflow, nothing of Chancery in it.
+"""An ordinary training script: plain MLflow, and nothing of Chancery unless it is asked for.
 
 Trains a classifier on scikit-learn's breast-cancer data (569 patients, 30 measurements), logs what
-people usually log, and registers the model.
+people usually log, and registers the model. With ``--drift-profile`` the model's files also say
+what patients it is for, so that it can be watched.
 
     MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python examples/train.py
 """
@@ -9,16 +10,19 @@ people usually log, and registers the model.
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
+from typing import Any
 
 import mlflow
 import mlflow.sklearn
 import numpy as np
+from pandas import DataFrame
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, recall_score
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 
@@ -29,6 +33,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--size-classes", choices=["error", "ignore"],
                         help="use size classes, and what an unknown one is")  # fmt: skip
+    parser.add_argument("--drift-profile", action="store_true",
+                        help="log a profile of the patients that clinics send")  # fmt: skip
     options = parser.parse_args()
 
     frame = load_breast_cancer(as_frame=True).frame
@@ -60,13 +66,24 @@ def main() -> None:
                 "recall": recall_score(test["target"], predicted),
             }
         )
-        info = mlflow.sklearn.log_model(
-            model,
-            name="model",
-            registered_model_name=options.name,
-            input_example=train[features].head(3),
-        )
+        with profiled(model, frame[features], options) if options.drift_profile else nullcontext():
+            info = mlflow.sklearn.log_model(
+                model,
+                name="model",
+                registered_model_name=options.name,
+                input_example=train[features].head(3),
+            )
     print(f"registered models:/{options.name}/{info.registered_model_version}")
+
+
+def profiled(model: Pipeline, frame: DataFrame, options: argparse.Namespace) -> Any:
+    """A profile of 2,000 patients as the clinics send them: one in five has larger tumours."""
+    import drift
+
+    seen = frame.sample(2000, replace=True, random_state=options.seed, ignore_index=True)
+    seen.loc[seen.index % 5 == 0, "mean radius"] *= 2
+    said = {"prediction": model.predict(seen)}
+    return drift.autoprofile(seen, said, model=options.name, window=200)
 
 
 if __name__ == "__main__":
