@@ -21,6 +21,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -253,9 +254,12 @@ class Decoder:
             if values.min() < self._limits.min or values.max() > self._limits.max:
                 return None
         elif int in kinds or values.dtype != self._dtype:
-            largest = np.abs(values).max()
-            if not largest <= self._largest or (int in kinds and largest >= EXACT_INTEGERS):
-                return None
+            bound = min(EXACT_INTEGERS, self._largest) if int in kinds else self._largest
+            # The square of the largest is at most the sum of squares, which is quicker to have.
+            if not math.sqrt(values.dot(values)) < bound:
+                largest = np.abs(values).max()
+                if not largest <= self._largest or (int in kinds and largest >= EXACT_INTEGERS):
+                    return None
         if values.dtype != self._dtype:
             values = values.astype(self._dtype)
         return values.reshape(len(data), *shape)

@@ -39,8 +39,8 @@ __all__ = ["NAMESPACE", "RayCluster", "RayOptions", "actor_name", "gateway_name"
 NAMESPACE = "chancery"
 
 _LONGEST = 500
-# For so long one answer of Serve's controller does for all applications. To read one costs some
-# 50 ms of CPU, so it is asked less often while all of them run.
+# For so long one answer of Serve's controller does for all applications; it is asked less often
+# while all of them run.
 _FRESH_S = 0.2
 _STEADY_S = 1.0
 _NODES_FRESH_S = 5.0
@@ -145,7 +145,7 @@ class RayCluster:
         from ray.serve import RunTarget
 
         serve.start(proxy_location="Disabled")
-        known = serve.status().applications.get(name)
+        known = _applications().get(name)
         if known is not None and _status(known) == "DEPLOY_FAILED":
             self._again[name] = uuid4().hex[:8]  # Ray tries the same version only so often
         code = f"{_digest(spec)}{self._again.get(name, '')}"
@@ -158,10 +158,8 @@ class RayCluster:
 
     def state(self, application: str) -> VariantState:
         """How it does, as Ray Serve sees it."""
-        from ray import serve
-
         if time.monotonic() - self._seen_s > self._fresh_s:
-            self._seen = dict(serve.status().applications)
+            self._seen = dict(_applications())
             self._seen_s = time.monotonic()
             steady = all(_status(found) == "RUNNING" for found in self._seen.values())
             self._fresh_s = _STEADY_S if steady else _FRESH_S
@@ -183,7 +181,7 @@ class RayCluster:
         """Take it down; Ray lets its replicas finish."""
         from ray import serve
 
-        if application in serve.status().applications:
+        if application in _applications():
             serve.delete(application, _blocking=False)
         self._seen_s = float("-inf")
 
@@ -215,19 +213,35 @@ def _digest(spec: ModelSpec | GatewaySpec) -> str:
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _state(found: Any) -> VariantState:
-    """From Ray Serve's overview of an application."""
+def _applications() -> Mapping[str, Mapping[str, Any]]:
+    """What ``serve.status()`` is made of, by name; empty where Serve does not run.
+
+    ``status()`` itself checks every option of every application once more, and pickles classes for
+    it: some 50 ms of CPU an application, each time.
+    """
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    found: Mapping[str, Mapping[str, Any]] = client.get_serve_details()["applications"]
+    return found
+
+
+def _state(found: Mapping[str, Any] | None) -> VariantState:
+    """From Ray Serve's details of an application."""
     from serve.replica import refusal_in
 
     if found is None:
         return VariantState(Running.ABSENT)
-    messages = [found.message, *(one.message for one in found.deployments.values())]
+    deployments = found["deployments"].values()
+    messages = [found["message"], *(one["message"] for one in deployments)]
     told = "\n".join(message for message in messages if message)
     status = _status(found)
     counts: Counter[str] = Counter()
-    for one in found.deployments.values():
-        for state, count in one.replica_states.items():
-            counts[str(getattr(state, "value", state))] += count
+    for one in deployments:
+        for replica in one["replicas"]:
+            counts[_text(replica["state"])] += 1
     replicas, answering = sum(counts[name] for name in _BEGUN), counts["RUNNING"]
     if refused := refusal_in(told):
         return VariantState(Running.REFUSED, f"{refused}: {_line_with(refused, told)}")
@@ -241,8 +255,13 @@ def _state(found: Any) -> VariantState:
     return VariantState(Running.STARTING, reason, replicas, answering)
 
 
-def _status(found: Any) -> str:
-    return str(getattr(found.status, "value", found.status))
+def _status(found: Mapping[str, Any]) -> str:
+    return _text(found["status"])
+
+
+def _text(value: Any) -> str:
+    """Of an enumeration's member, or of what came as a text already."""
+    return str(getattr(value, "value", value))
 
 
 def _line_with(code: str, told: str) -> str:

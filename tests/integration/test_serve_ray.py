@@ -19,7 +19,9 @@ from ray import serve
 from governance.arms import Stretches, stretched
 from serve.agreement import Agreement
 from serve.answer import JSON
+from serve.cluster import Running
 from serve.plan import ExperimentPlan, Plan, ShadowPlan, VariantPlan
+from serve.ray_cluster import RayCluster, RayOptions
 from serve.replica import DEPLOYMENT, ModelSpec, model_application, refusal_in
 from serve.scoring import Identity, Scorer
 from tests.integration.fleet import (
@@ -79,6 +81,18 @@ def test_it_answers_like_a_scorer(fleet: Fleet, monkeypatch: pytest.MonkeyPatch)
         assert headers["x-chancery-variant"] == "stable"
         assert (headers["x-chancery-version"], headers["x-chancery-signer"]) == ("3", "alice")
         assert headers["x-request-id"]
+
+
+def test_the_controller_sees_what_ray_serve_tells(fleet: Fleet) -> None:
+    """It reads details that ``serve.status()`` is made of, in their own form."""
+    cluster, told = RayCluster(RayOptions()), serve.status().applications
+    assert {"stable-3", "canary-4", "gateway"} <= set(told)
+    for name, overview in told.items():
+        running = sum(one.replica_states.get("RUNNING", 0) for one in overview.deployments.values())
+        found = cluster.state(name)
+        assert (found.running is Running.RUNNING) == (overview.status == "RUNNING")
+        assert found.answering == running > 0
+    assert cluster.state("nobody").running is Running.ABSENT
 
 
 def test_weights_change_under_load_and_every_request_is_counted_once(fleet: Fleet) -> None:
