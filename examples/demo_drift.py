@@ -84,7 +84,8 @@ def monitor(version: int) -> Iterator[None]:
     """``chancery drift monitor`` as a process of its own."""
     command = [
         str(Path(sys.executable).parent / "chancery"), "drift", "monitor",
-        f"models:/{NAME}/{version}", "--blocks", str(RECORDED / NAME / str(version) / "_"),
+        f"models:/{NAME}/{version}", "--deployment", NAME,
+        "--blocks", str(RECORDED / NAME / str(version) / NAME),
         "--state", str(FOLDER / "monitor"), "--uri", STORE,
     ]  # fmt: skip
     shown = " ".join(["chancery", *command[1:]]).replace(f"{FOLDER.parent}/", "")

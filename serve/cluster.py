@@ -71,6 +71,7 @@ class VariantSpec:
         node_pool: Pool of nodes; None: any.
         resources: ``replicas`` and what each needs.
         root_digest: Of the bytes that the gate let in; no others are loaded.
+        route: That it answers on, for whoever records what was served.
     """
 
     application: str
@@ -80,6 +81,7 @@ class VariantSpec:
     node_pool: str | None = None
     resources: Mapping[str, Any] = field(default_factory=dict)
     root_digest: str = ""
+    route: str = ""
 
     @property
     def uri(self) -> str:
@@ -138,4 +140,5 @@ def spec_of(record: DeploymentRecord, served: ServedVersion) -> VariantSpec:
         node_pool=record.node_pool,
         resources=dict(record.resources),
         root_digest=served.root_digest,
+        route=record.route,
     )

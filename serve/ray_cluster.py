@@ -134,6 +134,7 @@ class RayCluster:
             gpus=needs.gpus,
             labels=needs.labels,
             root_digest=spec.root_digest,
+            route=spec.route,
         )
         self._needs[spec.application] = needs
         self._have(spec.application, model, lambda code: model_application(model, code))

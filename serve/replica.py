@@ -74,6 +74,7 @@ class ModelSpec:
         busy_limit_s: Seconds on one batch after which a replica counts as hung.
         probe: Whether to find out if rows may be batched.
         root_digest: Of the bytes that may be loaded; empty: whatever verifies.
+        route: That it answers on, for whoever records what was served.
     """
 
     model: str
@@ -90,6 +91,7 @@ class ModelSpec:
     busy_limit_s: float = 60.0
     probe: bool = True
     root_digest: str = ""
+    route: str = ""
 
 
 class _RefusedVersionError(RuntimeError):
@@ -253,7 +255,7 @@ class ModelReplica:
             scorer.prepare()
         layout = scorer.layout
         names = None if layout is None or layout.names is None else tuple(layout.names)
-        scorer.record(open_recorder(ServedModel(spec.model, spec.version, names)))
+        scorer.record(open_recorder(ServedModel(spec.model, spec.version, names, spec.route)))
         tracing = Tracing.from_environment("chancery-replica", os.environ)
         self._hello = Hello.of(scorer, traces=tracing is not None).to_json()
         self._thread = ModelThread(folder / f"{uuid4().hex[:12]}.sock", scorer, tracing)
