@@ -92,8 +92,9 @@ def checking(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
         timed(check, 10)
         took = timed(check, 30 if quick else 200)
         found[f"{columns} columns, {rows} rows"] = {
-            "ms": round(median(took) * _MS, 4), "p95_ms": round(float(np.percentile(took, 95)) * _MS, 4)
-        }  # fmt: skip
+            "ms": round(median(took) * _MS, 4),
+            "p95_ms": round(float(np.percentile(took, 95)) * _MS, 4),
+        }
     ours = found["100 columns, 1000 rows"]["ms"]
     aims.append(Aim("check of 100 columns, 1,000 rows: ms", 1.0, ours))
     found["KSDrift"] = alibi = ks_drift(rng, quick=quick)
@@ -111,9 +112,7 @@ def ks_drift(rng: np.random.Generator, *, quick: bool) -> dict[str, Any]:
         window = Sample.of_matrix(rng.normal(size=(1_000, 100)))
         seconds = []
         for _ in range(2 if quick else 7):
-            told = examine(
-                detector, reference, window, rng, limit_s=300.0, most_rows=100_000
-            )
+            told = examine(detector, reference, window, rng, limit_s=300.0, most_rows=100_000)
             if told.trouble:
                 return {"not measured": told.trouble}
             seconds.append(told.seconds)
@@ -135,7 +134,9 @@ def memory(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
         kept[f"{rows} reference rows"] = tracemalloc.get_traced_memory()[0] // len(held)
         tracemalloc.stop()
     sizes = list(kept.values())
-    aims.append(Aim("memory of the largest reference over the smallest's", 1.1, sizes[-1] / sizes[0]))
+    aims.append(
+        Aim("memory of the largest reference over the smallest's", 1.1, sizes[-1] / sizes[0])
+    )
     return {"bytes": kept}
 
 

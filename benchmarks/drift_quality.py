@@ -149,7 +149,9 @@ def streams(aims: list[Aim], alibi: AlibiProcess | None, *, quick: bool) -> dict
         found[name] = one = _streams_of(data, alibi, quick=quick)
         delays = one["mean_delay"]
         others = min(value for who, value in delays.items() if who != "eSR")
-        aims.append(Aim(f"{name}: eSR's delay over the quickest other's", 1.0, delays["eSR"] / others))
+        aims.append(
+            Aim(f"{name}: eSR's delay over the quickest other's", 1.0, delays["eSR"] / others)
+        )
         progress(f"  {name}: " + ", ".join(f"{who} {value:.1f}" for who, value in delays.items()))
     return found
 
@@ -227,9 +229,7 @@ def _streams_of(data: Data, alibi: AlibiProcess | None, *, quick: bool) -> dict[
             for kind in SHIFTS
             if kind != "missing"  # half of the others cannot take a missing value
         }
-    result["mean_delay"] = {
-        who: round(mean(by.values()), 2) for who, by in result["delay"].items()
-    }
+    result["mean_delay"] = {who: round(mean(by.values()), 2) for who, by in result["delay"].items()}
     return result
 
 
@@ -249,7 +249,9 @@ def _threshold(make: Callable[[], Statistic], windows: Sequence[Any]) -> float:
     alone = make()
     values = [alone(rows) for rows in windows]
     again = make()
-    memory = any(again(rows) != value for rows, value in zip(windows[5:8], values[5:8], strict=True))
+    memory = any(
+        again(rows) != value for rows, value in zip(windows[5:8], values[5:8], strict=True)
+    )
     if not memory:
         return float(np.quantile(values, 1 - 1 / RUN_LENGTH))
     for _ in range(18):
@@ -266,7 +268,13 @@ def _threshold(make: Callable[[], Statistic], windows: Sequence[Any]) -> float:
 
 
 def _delay(
-    statistic: Statistic, threshold: float, data: Data, pool: Any, window: int, shift: Any, seed: int
+    statistic: Statistic,
+    threshold: float,
+    data: Data,
+    pool: Any,
+    window: int,
+    shift: Any,
+    seed: int,
 ) -> int:
     """Windows from the shift to the alarm, after ten calm ones; at most 200."""
     rng = np.random.default_rng(100 + seed)

@@ -28,7 +28,8 @@
         most_reports: 256
         save_every: 1s
 
-Paths are relative to this file. Times are a number with ``s``, ``m``, ``h`` or ``d``. What is not known is an error, by its place.
+Paths are relative to this file. Times are a number with ``s``, ``m``, ``h`` or ``d``. What is not
+known is an error, by its place.
 Profiles are read when a subject is opened, so that one that is broken stops nobody else.
 
 Example::
@@ -130,7 +131,6 @@ class MonitorConfig:
             for number, (name, options) in enumerate(self.sinks)
         }
         return Monitor(watched, sinks, checks=checks, couriers=couriers, together=True)
-
 
     def _found(self) -> tuple[Subject, DriftProfile, Sample | None]:
         """What is watched, and what it is compared with."""

@@ -1,7 +1,7 @@
 """How well a served model does, window by window: estimated, on labels, and by group.
 
-The profile's sections ``performance`` and ``fairness`` (``drift.sections``) say what is known of it:
-which output is the prediction and which are probabilities, the calibration of confidences, the
+The profile's sections ``performance`` and ``fairness`` (``drift.sections``) say what is known of
+it: which output is the prediction and which are probabilities, the calibration of confidences, the
 errors of the reference, the bounds of fairness. What a section does not name is not watched.
 
 - *Estimated accuracy* is of the window's rows; of windows too small to judge, together with the

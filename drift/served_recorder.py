@@ -1,9 +1,9 @@
 """Records what model replicas answer: the implementation of ``governance.recording_port``.
 
 The profile of a version says which columns there are and what of personal ones may leave: the one
-among its registered files, which is verified as every load is, or, where ``CHANCERY_RECORD_PROFILES``
-names a folder, ``<model>/<version>.json`` in it. Without a profile nobody said so, and nothing is
-recorded.
+among its registered files, which is verified as every load is, or, where
+``CHANCERY_RECORD_PROFILES`` names a folder, ``<model>/<version>.json`` in it. Without a profile
+nobody said so, and nothing is recorded.
 
 In the way of answers only references are kept. Requests that came as bytes are read in the
 recorder's thread; their room is bounded by number and bytes.

@@ -16,7 +16,7 @@ from typing import Any
 import mlflow
 import mlflow.sklearn
 import numpy as np
-from pandas import DataFrame
+from pandas import DataFrame  # type: ignore[import-untyped]
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression

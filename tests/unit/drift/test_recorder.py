@@ -132,7 +132,7 @@ def test_a_wide_input() -> None:
     [
         (np.zeros((3, 2)), 2), (np.zeros((2, 5)), 2), (np.zeros((2, 2, 2)), 2),
         ([[1, 2], [3]], 2), ([[1, 2]], 2), ([1, 2, 3], 3), ({"a": [1]}, 2), ({"a": 1}, 1),
-        ([[1, 2], {"a": 1}], 2), ([], 1), (object(), 1), (None, 1), ("text", 1),
+        ([[1, 2], {"a": 1}], 2), ([], 1), (object, 1), (None, 1), ("text", 1),
     ],
     ids=repr,
 )  # fmt: skip
@@ -147,7 +147,7 @@ def test_what_is_no_table_is_counted_and_takes_nothing_with_it(data: Any, rows: 
     assert only([block]).malformed == recording.counts.malformed
 
 
-@pytest.mark.parametrize("predictions", [None, 5, {}, object()])
+@pytest.mark.parametrize("predictions", [None, 5, {}, object])
 def test_predictions_that_are_none_are_counted(predictions: Any) -> None:
     recording = recorder()
     assert not recording.append([[1, 2]], predictions)
