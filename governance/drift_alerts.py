@@ -224,5 +224,5 @@ def with_act(alert: Alert, act: Act) -> Alert:
             "`chancery deploy quarantine` takes a version off its route without a proposal",
             subject=alert.uri,
         )
-    act = replace(act, reason=cleaned(act.reason, 2000))
+    act = replace(act, reason=cleaned(act.reason, 2000), window=alert.last_window)
     return replace(alert, state=act.kind, acts=(*alert.acts, act), updated_ms=act.at_ms)

@@ -14,10 +14,13 @@ import drift
 from drift.checking import Asked, Check
 from drift.model_profile import load_profile
 from drift.monitoring_run import MlflowSink
+from drift.recording import RECORD_SPOOL
+from drift.served_recorder import open_recorder
 from drift.training import log_profile
 from drift.verdict import Level
 from governance.cli import main
 from governance.errors import GovernanceError, SealedError
+from governance.recording_port import RECORD_TO, ServedModel
 from tests.conftest import StartServer
 from tests.scenario import Scenario
 from tests.unit.drift.governed import (
@@ -73,6 +76,12 @@ def test_from_training_to_an_alert_through_a_server(
     )
     assert shown.ok
     assert "has drifted" in shown.text
+
+    # A replica finds what may leave of the columns in the version's registered files.
+    places = {RECORD_TO: str(tmp_path / "blocks"), RECORD_SPOOL: str(tmp_path / "spool")}
+    recorder = open_recorder(ServedModel("fraud", "1", deployment="prod"), places)
+    assert recorder is not None
+    recorder.close()
 
     # A monitor whose server goes away asks again, and nothing is lost or there twice.
     reports = list(

@@ -227,7 +227,6 @@ def test_recording_is_off_unless_the_machine_says_so(environ: dict[str, str]) ->
     ("model", "change"),
     [
         ("loans", {}),  # has no profile
-        ("fraud", {RECORD_PROFILES: ""}),
         ("fraud", {RECORD_SAMPLE: "all"}),
         ("fraud", {RECORD_TO: "s3://bucket/blocks"}),
     ],
