@@ -173,6 +173,12 @@ def _fetched(release: Release, file: str, store: str) -> bytes:
                 registry_uri=store,
             )
         except MlflowException as error:
+            if "mlflow-artifacts" in str(error) and not store.startswith("http"):
+                raise ConfigurationError(
+                    f"the files of {release.uri} lie behind the MLflow server's artifact proxy, "
+                    f"and {store.partition('://')[0]} names a database",
+                    "name the server, as --uri http://host:5000",
+                ) from error
             raise governance_error(error, f"{file} of {release.uri} cannot be fetched") from error
         return Path(path).read_bytes()
 

@@ -35,10 +35,12 @@ RECORDED = FOLDER / "recorded"
 _CALM_WINDOWS = 3
 
 
-def watching(traffic: Traffic, version: int) -> None:
+def watching(address: str, key: Path, traffic: Traffic, version: int) -> None:
     """Calm windows, then a shift that is found.
 
     Args:
+        address: The MLflow server.
+        key: The monitor's key file.
         traffic: Goes on meanwhile.
         version: That answers, and has a drift profile.
     """
@@ -55,7 +57,7 @@ def watching(traffic: Traffic, version: int) -> None:
         return f"window {found['window']}: {found['level']}" if found else "no window yet"
 
     step(f"A monitor compares what version {version} sees with the profile in its files")
-    with monitor(version):
+    with monitor(address, key, version):
         wait_until(lambda: last().get("window", -1) >= _CALM_WINDOWS, "windows", told=told)
         if port.alerts(NAME, closed=True):
             chancery("drift", "alerts", NAME, "--closed", "--uri", STORE)
@@ -80,18 +82,19 @@ def watching(traffic: Traffic, version: int) -> None:
 
 
 @contextmanager
-def monitor(version: int) -> Iterator[None]:
+def monitor(address: str, key: Path, version: int) -> Iterator[None]:
     """``chancery drift monitor`` as a process of its own."""
     command = [
         str(Path(sys.executable).parent / "chancery"), "drift", "monitor",
         f"models:/{NAME}/{version}", "--deployment", NAME,
         "--blocks", str(RECORDED / NAME / str(version) / NAME),
-        "--state", str(FOLDER / "monitor"), "--uri", STORE,
+        "--state", str(FOLDER / "monitor"), "--uri", address,
     ]  # fmt: skip
     shown = " ".join(["chancery", *command[1:]]).replace(f"{FOLDER.parent}/", "")
     console.print(f"  $ {shown} &", markup=False, style="dim")
     log = (FOLDER / "monitor.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ))
+    environment = {**os.environ, "CHANCERY_MONITOR_KEY": f"file:{key}"}
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
         yield
     finally:

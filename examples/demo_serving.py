@@ -114,7 +114,8 @@ def _serving(address: str, keys: list[Path]) -> None:
     deployments = open_deployments(STORE)
     with traffic:
         _regression(address, keys, deployments, traffic, second)
-        watching(traffic, _success(address, keys, deployments, traffic))
+        version = _success(address, keys, deployments, traffic)
+        watching(address, keys[0], traffic, version)
     if traffic.errors:
         give_up(f"clients saw errors: {dict(traffic.errors)}")
     chancery("deploy", "delete", NAME, "--reason", "the demonstration is over", "--uri", STORE,
