@@ -15,8 +15,9 @@ Three scenes:
   with the canary, an access log, answers recorded for the comparison of their distribution, and
   metrics that are scraped every second.
 
-CPU of a request is that of gateways and replicas (``cpu_us``), and with the controller and all of
-Ray (``cpu_us_with_ray``); of other servers, that of all their processes.
+CPU of a request is that of gateways and replicas (``cpu_us``), with the controller and all of Ray
+(``cpu_us_with_ray``), and of the gateways alone, which are the router: a canary is one more process
+with a model, whatever routes to it. Of other servers it is that of all their processes.
 
 Results go to ``benchmarks/results/serving.json``; some 15 minutes, with ``--quick`` three.
 
@@ -70,12 +71,12 @@ class Target:
     Attributes:
         name: For the results.
         port: Where.
-        cpu: CPU seconds so far: of what answers, and of everything.
+        cpu: CPU seconds so far: of what answers, of everything, and of gateways alone.
     """
 
     name: str
     port: int
-    cpu: Callable[[], tuple[float, float]]
+    cpu: Callable[[], tuple[float, float, float]]
 
 
 @dataclass
@@ -113,9 +114,9 @@ class Plan:
 def ours(name: str, deployed: Deployed) -> Target:
     """A deployment as a target."""
 
-    def cpu() -> tuple[float, float]:
+    def cpu() -> tuple[float, float, float]:
         found = deployed.cpu_seconds()
-        return found["gateway"] + found["replica"], sum(found.values())
+        return found["gateway"] + found["replica"], sum(found.values()), found["gateway"]
 
     return Target(name, deployed.port, cpu)
 
@@ -123,9 +124,9 @@ def ours(name: str, deployed: Deployed) -> Target:
 def theirs(rival: Rival) -> Target:
     """Another server as a target."""
 
-    def cpu() -> tuple[float, float]:
+    def cpu() -> tuple[float, float, float]:
         found = rival.cpu_seconds()
-        return found, found
+        return found, found, 0.0
 
     return Target(rival.name, rival.port, cpu)
 
@@ -146,7 +147,7 @@ def once(target: Target, bodies: Sequence[bytes], clients: int, plan: Plan, user
     after = target.cpu()
     # The warm-up's CPU is in there too, so it is shared among the warm-up's requests too.
     asked = max(found["answered"] * (plan.seconds + plan.warm_s) / plan.seconds, 1.0)
-    found["cpu_us"], found["cpu_us_with_ray"] = (
+    found["cpu_us"], found["cpu_us_with_ray"], found["cpu_us_of_gateways"] = (
         round(1e6 * (end - begin) / asked, 1) for begin, end in zip(before, after, strict=True)
     )
     return found
@@ -186,6 +187,7 @@ def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         },
         "cpu_us": median(one["cpu_us"] for one in rounds),
         "cpu_us_with_ray": median(one["cpu_us_with_ray"] for one in rounds),
+        "cpu_us_of_gateways": median(one["cpu_us_of_gateways"] for one in rounds),
         "cpu_us_of_generator": median(one["cpu_us_per_request_of_generator"] for one in rounds),
         "answered": sum(statuses.values()),
         "errors": sum(statuses.values()) - good,
@@ -324,6 +326,9 @@ def features_scene(store: Store, plan: Plan, report: Report) -> None:
         measured[f"{name} over {beside}"] = {
             "throughput": ratio(*rates),
             "cpu_of_a_request": round(measured[name]["cpu_us"] / measured[beside]["cpu_us"], 4),
+            "cpu_of_gateways": round(
+                measured[name]["cpu_us_of_gateways"] / measured[beside]["cpu_us_of_gateways"], 4
+            ),
         }
     kept = measured[f"{FULL} over {PLAIN}"]["throughput"]["ratio"]
     name = f"features, {plan.clients[0]} clients: throughput that is kept"
