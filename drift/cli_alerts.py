@@ -6,6 +6,7 @@ Thin: the port of ``governance.drift_port`` does it all. ``COMMANDS`` are added 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -44,7 +45,7 @@ def describe(alert: Alert) -> list[str]:
     lines += [f"  {reason}" for reason in alert.reasons]
     if alert.worst:
         lines.append("  worst columns: " + ", ".join(str(c.get("name", "")) for c in alert.worst))
-    lines += [f"  slice: {found.get('text', '')}" for found in alert.slices]
+    lines += [f"  slice: {found.get('text', '')}{_shares(found)}" for found in alert.slices]
     lines += [f"  quarantine proposed: {reason}" for reason in alert.quarantine]
     lines += [f"  raised outside by {who}" for who in alert.outside]
     if alert.retrain.get("text"):
@@ -54,6 +55,15 @@ def describe(alert: Alert) -> list[str]:
         for act in alert.acts
     ]
     return lines
+
+
+def _shares(found: Mapping[str, Any]) -> str:
+    """Of a slice: how much of the window it is, and of the reference."""
+    try:
+        share, before = float(found["share"]), float(found["referenceShare"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return f": {share:.0%} of the rows, {before:.0%} of the reference"
 
 
 def _print(alert: Alert, *, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """What an alert suggests to train again: on which rows, from what, by which job. Pure.
 
-``chancery.retrain/v1`` is a suggestion, and starts nothing: the slices that drifted as predicates
+``chancery.retrain/v1`` is a suggestion, and starts nothing: the slices that grew as predicates
 (text for people, conditions for programs), the windows they were seen in, the data sets that the
 model was made from, and the job that made it, as far as its run says.
 
@@ -57,7 +57,7 @@ def suggestion(
             "fromMs": alert.first_ms,
             "toMs": alert.last_ms,
         },
-        "slices": [dict(one) for one in alert.slices],
+        "slices": [dict(one) for one in _grown(alert)],
         "worstColumns": [str(column.get("name", "")) for column in alert.worst],
         "datasets": list(known),
         "job": job,
@@ -65,9 +65,14 @@ def suggestion(
     return {**document, "text": _text(alert, known, job)}
 
 
+def _grown(alert: Alert) -> list[Mapping[str, Any]]:
+    """Slices of which there are more rows than before: there are rows to train with."""
+    return [one for one in alert.slices if not str(one.get("z", "")).startswith("-")]
+
+
 def _text(alert: Alert, datasets: tuple[str, ...], job: Mapping[str, Any]) -> str:
     """Two or three sentences for people."""
-    rows = " or ".join(f"({one['text']})" for one in alert.slices[:3])
+    rows = " or ".join(f"({one['text']})" for one in _grown(alert)[:3])
     since = f"from {time_text(alert.first_ms)} to {time_text(alert.last_ms)}"
     which = f"the rows where {rows}, served {since}" if rows else f"all rows served {since}"
     told = [f"Label {which}, and train again with them."]

@@ -218,5 +218,11 @@ def test_the_suggestion_names_rows_data_and_job(alert: Alert) -> None:
     assert found["job"] == {"runId": "ab12", "entryPoint": "train", "gitCommit": "c0ffee" * 6}
     assert "(age > 52.5)" in found["text"]
     assert "train at commit c0ffeec0ffee" in found["text"]
+    fewer = {"text": "age <= 52.5", "predicate": [], "z": "-9.3"}
+    both = suggestion(
+        replace(alert, slices=(*alert.slices, fewer)), datasets=(), run_id="", tags={}
+    )
+    assert both["slices"] == found["slices"]  # of fewer rows there are none to train with
+    assert "<=" not in both["text"]
     bare = suggestion(replace(alert, slices=(), worst=()), datasets=(), run_id=None, tags={})
     assert bare["text"].startswith("Label all rows served from")
