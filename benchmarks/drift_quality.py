@@ -131,8 +131,7 @@ def _psi_alarm(reference: Sample, window: Sample) -> bool:
     columns = dict(zip(reference.names, reference.numbers.T, strict=True))
     profile = fit_profile(columns, model="m", window=len(reference.numbers) // 10)
     counts = count_rows(profile, dict(zip(window.names, window.numbers.T, strict=True)))
-    layout = profile.layout
-    return bool(psi(counts.counts, layout.probabilities, layout.starts).max() > 0.1)
+    return bool(psi(counts.counts, profile.probabilities, profile.layout.starts).max() > 0.1)
 
 
 # -- streams
@@ -193,7 +192,7 @@ def _streams_of(data: Data, alibi: AlibiProcess | None, *, quick: bool) -> dict[
         return count_rows(profile, _columns(rows)).counts
 
     def esr() -> Statistic:
-        statistic = ShiryaevRoberts(layout.probabilities, layout.starts)
+        statistic = ShiryaevRoberts(profile.probabilities, layout.starts)
 
         def step(rows: Any) -> float:
             statistic.step(counted(rows))
@@ -202,7 +201,7 @@ def _streams_of(data: Data, alibi: AlibiProcess | None, *, quick: bool) -> dict[
         return step
 
     def largest_psi() -> Statistic:
-        return lambda rows: float(psi(counted(rows), layout.probabilities, layout.starts).max())
+        return lambda rows: float(psi(counted(rows), profile.probabilities, layout.starts).max())
 
     statistics: dict[str, Callable[[], Statistic]] = {
         "eSR": esr,

@@ -25,7 +25,7 @@ falls, whatever it sees. Acknowledging an alarm (``reset``) is what starts anew.
 
 Example::
 
-    statistic = ShiryaevRoberts(layout.probabilities, layout.starts)
+    statistic = ShiryaevRoberts(profile.probabilities, layout.starts)
     statistic.step(counts)            # flat counts (T,) of one window
     statistic.mean                    # alarm at 1000: one false alarm in ≥ 1000 windows
     statistic.reset()                 # after somebody acknowledged the alarm
