@@ -5,6 +5,7 @@ Thin: every verb loads the verified profile, calls one function elsewhere, and p
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,14 @@ from drift.profile import DriftProfile
 from drift.report import WindowReport
 from drift.run_contents import experiment_of
 from drift.verdict import Level
-from governance.terminal import answer_errors, console, json_option, print_json, uri_option
+from governance.terminal import (
+    JsonGroup,
+    answer_errors,
+    console,
+    json_option,
+    print_json,
+    uri_option,
+)
 
 __all__ = ["ALERT", "drift"]
 
@@ -37,7 +45,7 @@ _SHOWN = 40
 _COLUMNS = 40
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=JsonGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def drift() -> None:
     """Compare what a version sees and says with what it was made from."""
 
@@ -131,7 +139,7 @@ def profile(model: str, uri: str, as_json: bool) -> None:
     version = load_profile(model, uri=uri)
     found = version.profile
     if as_json:
-        return click.echo(found.to_json())
+        return print_json(json.loads(found.to_json()))
     console.print(f"profile    of {version.subject.uri}, SHA-256 {found.digest}", markup=False)
     console.print(f"reference  {found.rows:,} rows; windows of {found.window:,}", markup=False)
     sample = version.reference()

@@ -18,6 +18,7 @@ from governance.errors import ConfigurationError, GovernanceError, UnreachableEr
 from governance.settings import GOVERNED_PREFIX, Settings
 
 __all__ = [
+    "JsonGroup",
     "answer_errors",
     "console",
     "errors_console",
@@ -89,6 +90,7 @@ optional_uri_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+_WANTS_JSON = f"{__name__}.json"
 _json_out: ContextVar[IO[str] | None] = ContextVar("json_out", default=None)
 
 
@@ -101,6 +103,20 @@ def json_alone() -> Iterator[None]:
             yield
     finally:
         _json_out.reset(token)
+
+
+class JsonGroup(click.Group):
+    """Commands with ``--json`` have standard output to themselves (``json_alone``)."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WANTS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if not ctx.meta[_WANTS_JSON]:
+            return super().invoke(ctx)
+        with json_alone():
+            return super().invoke(ctx)
 
 
 def print_json(document: Any) -> None:

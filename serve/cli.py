@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.live import Live
@@ -22,10 +21,10 @@ from governance.deployment_records import DeploymentRecord, SignalKind
 from governance.deployment_resources import scale_of
 from governance.errors import ConfigurationError, RefusedError
 from governance.terminal import (
+    JsonGroup,
     answer_errors,
     console,
     errors_console,
-    json_alone,
     json_option,
     print_json,
     uri_option,
@@ -43,10 +42,9 @@ _ray_option = click.option(
     help="Address of the Ray cluster.",
 )  # fmt: skip
 _reason_option = click.option("--reason", default="", help="Why; it is on the ledger.")
-_WANTS_JSON = f"{__name__}.json"
 
 
-class _Deploy(click.Group):
+class _Deploy(JsonGroup):
     """``chancery deploy models:/…`` is short for ``chancery deploy start models:/…``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -54,15 +52,7 @@ class _Deploy(click.Group):
             help_wanted = {"-h", "--help"} & set(args[:1])
             if not help_wanted and any(arg.startswith("models:/") for arg in args):
                 args = ["start", *args]
-        ctx.meta[_WANTS_JSON] = "--json" in args
         return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """With ``--json``, nothing that Ray prints comes among the JSON."""
-        if not ctx.meta[_WANTS_JSON]:
-            return super().invoke(ctx)
-        with json_alone():
-            return super().invoke(ctx)
 
 
 @click.group(cls=_Deploy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import mlflow
@@ -59,6 +60,8 @@ def test_from_training_to_an_alert_through_a_server(
     words = ["drift", "check", "models:/fraud/1", "--data", str(path), "--labels", "bad"]
     found = CliRunner().invoke(main, [*words, "--uri", server.uri])
     assert found.exit_code == 4, found.output
+    again = CliRunner().invoke(main, [*words, "--uri", server.uri, "--json"])
+    assert json.loads(again.stdout)["level"] == "alert"  # and nothing that MLflow prints
     client = MlflowClient(server.uri, server.uri)
     experiment = client.get_experiment_by_name("monitoring/fraud")
     (run,) = client.search_runs([experiment.experiment_id])
