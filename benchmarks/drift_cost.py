@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import tempfile
 import time
 import tracemalloc
@@ -31,7 +30,8 @@ from typing import Any
 import numpy as np
 import yaml
 from comparison import Aim
-from machine import describe_machine, load_average
+from drift_results import conclude
+from machine import load_average
 from surroundings import progress
 
 from drift.block_folder import BlockFile
@@ -246,22 +246,8 @@ def main() -> None:
     for name in options.scenes.split(","):
         progress(f"scene: {name}")
         scenes[name] = SCENES[name](aims, quick=options.quick)
-    result = {
-        "benchmark": "drift cost",
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "quick": options.quick,
-        "machine": describe_machine(),
-        "load_average": {"before": before, "after": load_average()},
-        "seconds": round(time.monotonic() - began),
-        "met": all(aim.met for aim in aims),
-        "aims": [aim.to_dict() for aim in aims],
-        "scenes": scenes,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    for aim in aims:
-        progress(str(aim))
-    progress(f"{sum(aim.met for aim in aims)} of {len(aims)} aims met; {options.output}")
+    parts = {"quick": options.quick, "scenes": scenes}
+    conclude("drift cost", options.output, aims, parts, began=began, load_before=before)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ without (``--native``), two with ``--quick --native``.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,8 @@ from typing import Any
 import numpy as np
 from comparison import Aim
 from drift_data import DATA, SHIFTS, Data, shifts
-from machine import describe_machine, load_average
+from drift_results import conclude
+from machine import load_average
 from surroundings import progress
 
 from drift.alibi_process import AlibiProcess
@@ -307,22 +307,8 @@ def main() -> None:
     finally:
         if alibi is not None:
             alibi.close()
-    result = {
-        "benchmark": "drift quality",
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "quick": options.quick,
-        "machine": describe_machine(),
-        "load_average": {"before": before, "after": load_average()},
-        "seconds": round(time.monotonic() - began),
-        "met": all(aim.met for aim in aims),
-        "aims": [aim.to_dict() for aim in aims],
-        **parts,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    for aim in aims:
-        progress(str(aim))
-    progress(f"{sum(aim.met for aim in aims)} of {len(aims)} aims met; {options.output}")
+    parts = {"quick": options.quick, **parts}
+    conclude("drift quality", options.output, aims, parts, began=began, load_before=before)
 
 
 if __name__ == "__main__":
