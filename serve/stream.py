@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from abc import ABC, abstractmethod
 
 from serve.frames import FrameError
 
@@ -28,7 +29,7 @@ LARGEST_FRAME = 1 << 30
 _U32 = struct.Struct("<I")
 
 
-class FrameProtocol(asyncio.Protocol):
+class FrameProtocol(asyncio.Protocol, ABC):
     """Hands over whole frames.
 
     Attributes:
@@ -44,9 +45,9 @@ class FrameProtocol(asyncio.Protocol):
         self._size = 0
         self._wanted = 0
 
+    @abstractmethod
     def frame(self, frame: memoryview) -> None:
         """A frame came, given without its length."""
-        raise NotImplementedError
 
     def broken(self, error: FrameError) -> None:
         """What comes is no frame; the connection is closed already."""
