@@ -11,9 +11,9 @@ Three scenes:
 - *linear*: scikit-learn; ours with two gateways (the default) and with one, ``mlflow models
   serve``, and MLServer if ``--mlserver-venv`` names an environment for it (made if missing);
 - *mlp*: a torch network; ours and ``mlflow models serve``;
-- *features*: ours alone: a plain deployment, one with a canary at 10 % by a sticky header, one with
+- *features*: ours alone: one deployment plain, with a canary at 10 % by a sticky header, and with
   the canary, answers recorded for the comparison of their distribution, and metrics that are
-  scraped every second, and one with an access log besides.
+  scraped every second.
 
 CPU of a request is that of gateways and replicas (``cpu_us``), with the controller and all of Ray
 (``cpu_us_with_ray``), and of the gateways alone, which are the router: a canary is one more process
@@ -40,7 +40,7 @@ from statistics import median
 from typing import Any
 
 from comparison import Aim, ratio
-from deployed import Deployed, Store, cluster
+from deployed import Deployed, Store, cluster, wait_until
 from load import Running, request_bytes
 from machine import describe_machine, load_average
 from models import LINEAR_BODY, MLP_BODY, log_linear, log_mlp, save_linear, save_mlp
@@ -53,7 +53,6 @@ THROUGHPUT_AIMS = {1: 2.0, 8: 8.0, 64: 20.0}
 KEPT_AIM, ROUTER_AIM = 0.85, 1.15
 OURS, ONE_GATEWAY, MLFLOW, MLSERVER = "ours", "ours, one gateway", "mlflow models serve", "MLServer"
 PLAIN, WITH_CANARY, FULL = "plain", "canary", "canary, metrics, recording"
-LOGGED = f"{FULL}, access log"
 CANARY = {
     "steps": [10, 100],
     "min_seconds": 86400.0,
@@ -228,7 +227,7 @@ def no_errors(scene: str, found: dict[str, Any], report: Report) -> None:
         target["errors"] + target["lost"] + target["late"]
         for targets in found.values()
         for name, target in targets.items()
-        if (name.startswith(OURS) and "over" not in name) or name in (PLAIN, FULL, LOGGED)
+        if (name.startswith(OURS) and "over" not in name) or name in (PLAIN, FULL)
     )
     report.aim(f"{scene}: requests of ours that failed", 0, failed)
 
@@ -304,62 +303,74 @@ def mlp_scene(store: Store, plan: Plan, report: Report) -> None:
 
 
 def features_scene(store: Store, plan: Plan, report: Report) -> None:
-    """What a canary, metrics, recording and an access log cost, with the most clients."""
+    """What a canary, metrics and recording cost, with the most clients.
+
+    One deployment, so that both ways have the same gateways and the same neighbours; in each round
+    a canary begins anew, and ends.
+    """
     request = request_bytes(LINEAR_BODY)
     for _ in range(2):
         newest = store.register("features", log_linear)
     first, second = (f"models:/features/{version}" for version in (newest - 1, newest))
-    logs = store.folder / "access"
-    plain = store.deploy(first, request, route="plain")
-    canary = store.deploy(first, request, route="canary")
-    full = store.deploy(first, request, route="full")
-    logged = store.deploy(first, request, route="logged", accessLog=str(logs))
-    store.roll_out(second, "canary", json.dumps(CANARY))
-    for route in ("full", "logged"):
-        store.roll_out(second, route, json.dumps({**CANARY, "analysis": RECORDING}))
-    for deployed in (canary, full, logged):
-        wait_for_canary(deployed)
-    plan = Plan(plan.rounds + 3, plan.seconds, plan.warm_s, (plan.clients[-1],))
-    targets = [
-        ours(name, deployed)
-        for name, deployed in zip(
-            (PLAIN, WITH_CANARY, FULL, LOGGED), (plain, canary, full, logged), strict=True
+    deployed = store.deploy(first, request)
+    clients = plan.clients[-1]
+    rounds: dict[str, list[Any]] = {PLAIN: [], WITH_CANARY: [], FULL: []}
+    scrapes = 0
+    for turn in range(plan.rounds + 3):
+        names = list(rounds)
+        for name in names if turn % 2 else reversed(names):
+            with ExitStack() as stack:
+                if name != PLAIN:
+                    analysis = RECORDING if name == FULL else CANARY["analysis"]
+                    config = json.dumps({**CANARY, "analysis": analysis})
+                    store.roll_out(second, deployed.record.route, config)
+                    wait_for_canary(deployed)
+                if name == FULL:
+                    sizes = stack.enter_context(scraped(deployed.port))
+                target = ours(name, deployed)
+                rounds[name].append(once(target, [LINEAR_BODY], clients, plan, users=200))
+                scrapes += len(sizes) if name == FULL else 0
+                if name != PLAIN:
+                    if deployed.record.canary is None:
+                        raise SystemExit("the canary ended before it was measured")
+                    end_canary(store, deployed)
+        told = ", ".join(
+            f"{name} {found[-1]['requests_per_s']:.0f}/s" for name, found in rounds.items()
         )
-    ]
-    with scraped(full.port) as scrapes, scraped(logged.port):
-        found = measure(targets, [LINEAR_BODY], plan, users=200)
-    (measured,) = found.values()
-    compared = ((WITH_CANARY, PLAIN), (FULL, WITH_CANARY), (FULL, PLAIN), (LOGGED, FULL))
-    for name, beside in compared:
-        rates = [measured[one]["rounds"]["requests_per_s"] for one in (name, beside)]
+        progress(f"  {clients} clients, round {turn + 1} of {plan.rounds + 3}: {told}")
+    measured = {name: summary(found) for name, found in rounds.items()}
+    for name, beside in ((WITH_CANARY, PLAIN), (FULL, WITH_CANARY), (FULL, PLAIN)):
         measured[f"{name} over {beside}"] = {
-            "throughput": ratio(*rates),
-            "cpu_of_a_request": round(measured[name]["cpu_us"] / measured[beside]["cpu_us"], 4),
-            "cpu_of_gateways": round(
-                measured[name]["cpu_us_of_gateways"] / measured[beside]["cpu_us_of_gateways"], 4
-            ),
+            what: ratio(*([one[key] for one in rounds[which]] for which in (name, beside)))
+            for what, key in (
+                ("throughput", "requests_per_s"),
+                ("cpu_of_a_request", "cpu_us"),
+                ("cpu_of_gateways", "cpu_us_of_gateways"),
+            )
         }
     all_of_it = measured[f"{FULL} over {PLAIN}"]
-    named = f"features, {plan.clients[0]} clients"
+    named = f"features, {clients} clients"
     kept = all_of_it["throughput"]["ratio"]
     report.aim(f"{named}: throughput that is kept", KEPT_AIM, kept, at_least=True)
-    report.aim(f"{named}: CPU of the router", ROUTER_AIM, all_of_it["cpu_of_gateways"])
+    report.aim(f"{named}: CPU of the router", ROUTER_AIM, all_of_it["cpu_of_gateways"]["ratio"])
+    found = {str(clients): measured}
     no_errors("features", found, report)
-    report.scenes["features"] = {
-        "scrapes": len(scrapes),
-        "lines_in_access_log": sum(len(file.read_bytes().splitlines()) for file in logs.iterdir()),
-        "canaries_were_there_to_the_end": all(
-            deployed.record.canary is not None for deployed in (canary, full, logged)
-        ),
-        "clients": found,
-    }
-    for deployed in (plain, canary, full, logged):
-        deployed.end()
+    report.scenes["features"] = {"scrapes": scrapes, "clients": found}
+    deployed.end()
+
+
+def end_canary(store: Store, deployed: Deployed) -> None:
+    """Abort the rollout, and wait until the canary's replica is gone."""
+    store.abort(deployed.record.route, "measured")
+    wait_until(lambda: deployed.record.canary is None, "the canary ends")
+    wait_until(
+        lambda: sum(one.role == "replica" for one in deployed.processes()) == 1,
+        "the canary's replica ends",
+    )
 
 
 def wait_for_canary(deployed: Deployed) -> None:
     """Until it gets traffic."""
-    from deployed import wait_until
 
     def answered() -> bool:
         found = Running(

@@ -1,9 +1,9 @@
 """Requests that wait while a batch runs form the next batch.
 
-Nothing waits for company: when the lane is free, a request leaves at the end of the event loop's
-turn, with whatever else arrived in that turn. While the lane is busy, requests queue; when it
-returns, as many as fit leave together. So batches grow with the load, and latency stays that of at
-most two calls.
+When the lane is free, a request leaves at the end of the event loop's turn, with whatever else
+arrived in that turn. While the lane is busy, requests queue; when it returns, as many as fit leave
+together. So batches grow with the load, and latency stays that of at most two calls. Nothing waits
+for company, except where a `Pace` says so.
 
 The queue is bounded: one request too many gets `OverloadedError` at once. Each request has a time
 limit of its own, counted from its arrival; when it runs out, or its caller goes away, the request
@@ -29,6 +29,7 @@ from itertools import chain
 from typing import Generic, TypeVar
 
 from serve.answer import OverloadedError
+from serve.pace import Pace
 
 __all__ = ["BatchLimits", "Batcher", "Send", "Statistics", "ThreadLane", "inline"]
 
@@ -111,6 +112,7 @@ class Batcher(Generic[Item, Result]):
         send: Carries a batch; called on the event loop.
         limits: How much may be in a batch, and wait.
         weigh: Weight of an item, counted against ``limits.weight``; by default 0.
+        pace: How often batches may start, with other batchers; None: as often as the lane is free.
     """
 
     def __init__(
@@ -118,8 +120,11 @@ class Batcher(Generic[Item, Result]):
         send: Send[Item, Result],
         limits: BatchLimits | None = None,
         weigh: Callable[[Item], int] | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._send = send
+        self._pace = pace
+        self._begun = 0.0  # when the last batch began
         self._limits = limits or BatchLimits()
         self._weigh = weigh
         self._queue: deque[_Waiting[Item, Result]] = deque()
@@ -166,7 +171,11 @@ class Batcher(Generic[Item, Result]):
             self._ring_at(due)
         if not self._starting and len(self._running) < self._limits.lanes:
             self._starting = True
-            loop.call_soon(self._start)
+            wait_s = self._wait_s()
+            if wait_s > 0:
+                loop.call_later(wait_s, self._start)
+            else:
+                loop.call_soon(self._start)
         try:
             return await future
         except asyncio.CancelledError:
@@ -232,18 +241,35 @@ class Batcher(Generic[Item, Result]):
         while self._queue and self._queue[0].future.done():
             self._queue.popleft()
 
+    def _wait_s(self) -> float:
+        """Seconds until the next batch may start; not above 0: now."""
+        if self._pace is None or self._loop is None:
+            return 0.0
+        gap_s = self._pace.gap_s(len(self._queue))
+        return gap_s and self._begun + gap_s - self._loop.time()
+
     def _start(self) -> None:
         """Send batches into all lanes that are free."""
         self._starting = False
         loop = self._loop or asyncio.get_running_loop()
+        self._begun = loop.time()
         while len(self._running) < self._limits.lanes and (batch := self._next()):
             task = loop.create_task(self._carry(batch))
             self._running[task] = (loop.time(), batch)
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
-        if self._queue:
+        begun, batch = self._running.pop(task)
+        loop = self._loop or asyncio.get_running_loop()
+        if self._pace is not None:
+            self._pace.took(len(batch), loop.time() - begun)
+        if not self._queue or self._starting:
+            return
+        wait_s = self._wait_s()
+        if wait_s > 0:
+            self._starting = True
+            loop.call_later(wait_s, self._start)
+        else:
             self._start()
 
     def _next(self) -> list[_Waiting[Item, Result]]:

@@ -34,6 +34,7 @@ from serve.batching import Batcher, BatchLimits
 from serve.cold import WaitingRoom
 from serve.decode import Array, Decoder
 from serve.frames import Item, Named, Raw, Traced
+from serve.pace import Pace
 from serve.socket_lane import (
     DECODED_BY_LISTENER,
     UNANSWERED,
@@ -73,12 +74,12 @@ class _Lane:
 
     __slots__ = ("asked", "batcher", "carrier", "decoder", "headers", "hello")
 
-    def __init__(self, carrier: Carrier, hello: Hello, limits: BatchLimits) -> None:
+    def __init__(self, carrier: Carrier, hello: Hello, limits: BatchLimits, pace: Pace) -> None:
         self.carrier = carrier
         self.hello = hello
         self.headers = hello.identity.headers()
         self.decoder = Decoder(hello.layout)
-        self.batcher: Batcher[Item, Answer] = Batcher(carrier, limits, _weight)
+        self.batcher: Batcher[Item, Answer] = Batcher(carrier, limits, _weight, pace)
         self.asked = 0
 
     @property
@@ -109,6 +110,7 @@ class LanePool:
         limits: Of each lane's batches and queue.
         remote: Finds a lane where no replica has a socket here.
         rescan_s: Seconds between two looks into the folder.
+        pace: Of all lanes of the listener; None: of this pool's alone.
     """
 
     def __init__(
@@ -117,12 +119,14 @@ class LanePool:
         limits: BatchLimits | None = None,
         remote: RemoteLane | None = None,
         rescan_s: float = 0.25,
+        pace: Pace | None = None,
     ) -> None:
         self.folder = folder
         self._limits = limits or BatchLimits(weight=4 << 20)
         self._remote_limits = replace(self._limits, lanes=_REMOTE_BATCHES)
         self._remote = remote
         self._rescan_s = rescan_s
+        self._pace = pace or Pace()
         self._lanes: dict[str, _Lane] = {}
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._order: list[_Lane] = []
@@ -209,6 +213,7 @@ class LanePool:
         lane = await self._held(len(body), hold_s) if hold_s else self._shortest()
         deadline = monotonic() + timeout_s
         self.in_flight += 1
+        self._pace.in_flight += 1
         try:
             try:
                 return await self._through(lane, content_type, body, timeout_s, headers, request_id)
@@ -230,6 +235,7 @@ class LanePool:
                 raise
         finally:
             self.in_flight -= 1
+            self._pace.in_flight -= 1
 
     async def _held(self, size: int, hold_s: float) -> _Lane:
         """The shortest lane, as soon as there is one."""
@@ -345,7 +351,8 @@ class LanePool:
             return  # while Ray was asked, a socket was found here, which is better
         if isinstance(carrier, SocketLane):
             carrier.largest = self._largest
-        self._lanes[name] = _Lane(carrier, hello, self._limits if name else self._remote_limits)
+        limits = self._limits if name else self._remote_limits
+        self._lanes[name] = _Lane(carrier, hello, limits, self._pace)
         if name and (away := self._lanes.get("")) is not None:
             self._drop(away)  # a socket here is better
         self._order = list(self._lanes.values())

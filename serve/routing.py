@@ -22,6 +22,7 @@ from pathlib import Path
 from serve.batching import BatchLimits
 from serve.keys import KeyReader, key_reader
 from serve.lanes import LanePool, RemoteLane, socket_folder
+from serve.pace import Pace
 from serve.plan import Plan, ShadowPlan, VariantPlan
 from serve.shapes import ShapeMemory
 from serve.split import ArmSplit, Assignment, Split
@@ -61,6 +62,7 @@ class Lanes:
         self._limits = limits
         self._remote = remote
         self._pools: dict[str, LanePool] = {}
+        self._pace = Pace()
         self._leaving: set[asyncio.Task[None]] = set()
 
     def pool(self, application: str) -> LanePool:
@@ -69,7 +71,9 @@ class Lanes:
         if pool is None:
             folder = socket_folder(self._base, application)
             remote = self._remote(application) if self._remote else None
-            pool = self._pools[application] = LanePool(folder, self._limits, remote)
+            pool = self._pools[application] = LanePool(
+                folder, self._limits, remote, pace=self._pace
+            )
             pool.start()
         return pool
 
