@@ -44,7 +44,7 @@ from drift.monitor_config import MonitorsConfig
 from drift.profile import DriftProfile
 from drift.recorder import Recorder
 from drift.sample import Sample
-from drift.service import Service
+from drift.service import Service, SubjectStatus
 from drift.verdict import Judge
 from drift.window import count_rows
 
@@ -175,8 +175,8 @@ def recording(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
 
 
 def monitoring(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
-    """One process, many models."""
-    models, rows, columns, rounds = (100 if quick else 1000), 200, 10, 3
+    """One process, many models; from a window's block to its report, written and forgotten."""
+    models, rows, columns, rounds = (100 if quick else 1000), 200, 10, 5
     rng = np.random.default_rng(3)
     profile = profile_of(table(rng, 20 * rows, columns), rows)
     with tempfile.TemporaryDirectory(prefix="chancery-bench-") as made:
@@ -205,26 +205,45 @@ def monitoring(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
                 place.mkdir(parents=True, exist_ok=True)
                 (place / BlockFile.of(block).name).write_bytes(to_parquet(block))
 
-        wall = cpu = 0.0
-        for number in range(rounds + 1):
-            deliver(number)
-            service = Service(MonitorsConfig.read(folder / "monitors.yaml").openings())
-            began, busy = time.perf_counter(), time.process_time()
-            service.once(Event())
-            if number:  # the first round makes the folders
-                wall += time.perf_counter() - began
-                cpu += time.process_time() - busy
-            progress(f"  {models} models, round {number} of {rounds}")
+        stopped = Event()
+        took: list[tuple[float, float]] = []  # of each round; the first opens all of them
+        began = (0.0, 0.0)
+
+        def told(status: list[SubjectStatus]) -> None:
+            """After each turn of the service, whose clock stands still meanwhile."""
+            nonlocal began
+            for one in status:
+                if one.trouble:
+                    raise SystemExit(f"{one.subject}: {one.trouble}")
+                done = one.monitor is not None and (
+                    one.monitor.windows > len(took) and not one.monitor.waiting_reports
+                )
+                if not done:
+                    return
+            took.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+            progress(f"  {models} models, round {len(took)} of {rounds + 1}")
+            if len(took) > rounds:
+                stopped.set()
+            else:
+                deliver(len(took))
+            began = time.perf_counter(), time.process_time()
+
+        deliver(0)
+        service = Service(MonitorsConfig.read(folder / "monitors.yaml").openings(), idle_s=0.002)
+        began = time.perf_counter(), time.process_time()
+        service.run(stopped, told)
         reports = sum(1 for _ in (folder / "reports").rglob("*.json"))
     if reports != models * (rounds + 1):
         raise SystemExit(f"{reports} reports of {models * (rounds + 1)} windows")
-    a_second = models * rounds / wall
+    (opening, _), *steady = took
+    a_second = models / median(wall for wall, _ in steady)
     aims.append(Aim("windows a second of one process", 1000.0, a_second, at_least=True))
     return {
         "models": models,
         "windows_a_second": round(a_second, 1),
-        "cpu_ms_a_window": round(cpu / (models * rounds) * _MS, 3),
-        "includes": "opening and closing every model's state, each round",
+        "cpu_ms_a_window": round(median(cpu for _, cpu in steady) / models * _MS, 3),
+        "ms_a_model_to_open_and_for_its_first_window": round(opening / models * _MS, 3),
+        "includes": "reading the block, state and report on disk, the report's sink",
     }
 
 

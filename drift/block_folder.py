@@ -144,9 +144,11 @@ class BlockFolder:
         """
         after = after or {}
         sources: dict[str, list[BlockFile]] = {}
-        if not self.path.is_dir():
+        try:
+            names = sorted(os.listdir(self.path))  # by source, then by number
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        for name in sorted(os.listdir(self.path)):  # by source, then by number
+        for name in names:
             entry = BlockFile.parse(name)
             if entry is not None and entry.sequence > after.get(entry.source, -1):
                 sources.setdefault(entry.source, []).append(entry)

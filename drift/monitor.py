@@ -152,6 +152,7 @@ class Monitor:
         self._saved_ms = 0
         self._due = False
         self._prepared: tuple[list[int], list[int]] = [], []
+        self._told = False  # sinks took reports: worth saving, but not at once
         self._dirty = self._open_rows.read_again(self._cutter)
         self._judged(self._cutter.ready)
 
@@ -180,7 +181,7 @@ class Monitor:
             self._counts["rows"],
             self._cutter.open_rows,
             self._counts["refused"],
-            len(self._reports),
+            sum(not self._published.everywhere(index) for index in self._reports),
             self._judge.last_index,
             self._published.trouble,
             tuple(dict.fromkeys(filter(None, (getattr(d, "note", "") for d in self._detectors)))),
@@ -206,15 +207,18 @@ class Monitor:
         """
         self._now = now = max(self._now, self._clock())
         did = self._collect()
-        if len(self._reports) < self.watched.most_reports:
+        full = len(self._reports) >= self.watched.most_reports
+        if not full:
             did |= self._count(now, most_blocks)
             did |= self._read_labels()
         did |= self._ask_checks(now)
-        self._due = self._dirty and (now - self._saved_ms >= self.watched.save_every_ms or not did)
+        elapsed = now - self._saved_ms >= self.watched.save_every_ms
+        self._due = (self._dirty and (elapsed or not did)) or (self._told and (elapsed or full))
         if self._due and not self._together:
             self.save()
+            did |= full  # there is room again
         went = self._published.go_on(self._to_publish(), now)
-        self._dirty |= went
+        self._told |= went
         seen = self._published.acknowledged
         if seen is not None and seen > self._acknowledged:
             self._acknowledged = seen
@@ -268,7 +272,8 @@ class Monitor:
         left, done = self._prepared
         self.state.commit()
         self._reports, self._saved_reports = left, set(left)
-        self._dirty, self._due, self._saved_ms = False, False, self._now
+        self._dirty = self._told = self._due = False
+        self._saved_ms = self._now
         self.state.remove(done)
         self._open_rows.forget(self._cutter.open)
         if self._labels is not None:
@@ -443,7 +448,8 @@ class Monitor:
 
     def _collect(self) -> bool:
         """Take what threads have done."""
-        did = self._published.collect(self._now)
+        self._told |= (went := self._published.collect(self._now))
+        did = False
         for index, future in list(self._asked.items()):
             late = self._now - self._waits_since[index] >= self.watched.check_wait_ms
             if not future.done() and not (late and future.cancel()):
@@ -458,7 +464,7 @@ class Monitor:
             found = future.result() if error is None else not_checked(self._detectors, repr(error))
             self._complete(index, found)
         self._dirty |= did
-        return did
+        return did or went
 
     def _to_publish(self) -> list[int]:
         """Reports that a saved state names, up to the first that waits for its checks."""
