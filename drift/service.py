@@ -72,7 +72,7 @@ class SubjectStatus:
 class _Place:
     """One subject's."""
 
-    __slots__ = ("due", "failures", "monitor", "opening", "pause", "seen", "trouble")
+    __slots__ = ("due", "failures", "monitor", "opening", "pause", "rests", "seen", "trouble")
 
     def __init__(self, opening: Opening) -> None:
         self.opening = opening
@@ -82,6 +82,7 @@ class _Place:
         self.failures = 0
         self.pause = 0.0
         self.due = 0.0
+        self.rests = 0.0  # until then
 
 
 class Service:
@@ -91,7 +92,7 @@ class Service:
         openings: Of the subjects.
         checks: Threads for confirmatory checks.
         couriers: Threads for sinks.
-        idle_s: Pause of a round in which there was nothing to do.
+        idle_s: Pause of a subject for which there was nothing to do.
         clock: Seconds, of any beginning.
     """
 
@@ -128,7 +129,7 @@ class Service:
         """
         try:
             while not stopped.is_set():
-                did = self._round(stopped)
+                did = self._round(stopped, resting=True)
                 if told is not None:
                     told(self.status)
                 if not did:
@@ -183,12 +184,14 @@ class Service:
             except Exception as error:  # noqa: BLE001 - the others are to be saved too
                 self._failed(place, error)
 
-    def _round(self, stopped: Event) -> bool:
+    def _round(self, stopped: Event, *, resting: bool = False) -> bool:
+        """A step for each, but those that wait or, if they may, rest; whether any did a thing."""
         did = False
         for place in self._places:
             if stopped.is_set():
                 break
-            if place.monitor is None and self._clock() < place.due:
+            waits = place.due if place.monitor is None else place.rests if resting else 0.0
+            if waits and self._clock() < waits:
                 continue
             try:
                 did |= self._step(place)
@@ -224,6 +227,9 @@ class Service:
             if place.trouble:
                 _log.warning("%s: runs again", place.opening.subject)
         did = monitor.step()
+        # Thousands of folders are not to be listed again because one had something in it.
+        idle = not (did or monitor.busy or monitor.save_due)
+        place.rests = self._clock() + self._idle_s if idle else 0.0
         place.seen = monitor.status
         place.trouble, place.pause = "", 0.0
         return did
