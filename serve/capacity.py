@@ -1,8 +1,8 @@
 """Whether any node of a cluster could take a replica, and in which words it could not.
 
 Ray lets a request that no node can meet wait for ever, and says nothing. A cluster that grows may
-bring a node later, so this is something to tell people, not a refusal. Only what nodes have is
-looked at, not what of it is taken.
+bring a node later, so this is something to tell people, not a refusal. `lacking` looks only at what
+nodes have, not at what of it is taken; Ray Serve says when that is too much (`crowded`).
 
 Example::
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Needs", "lacking"]
+__all__ = ["Needs", "crowded", "lacking"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,17 @@ def lacking(nodes: Sequence[Mapping[str, Any]], needs: Needs) -> str:
             return f"no node{among} has {count:g} {name}s: the most is {most:g}"
     both = " and ".join(f"{count:g} {name}s" for name, count in asked)
     return f"no node{among} has {both} at once"
+
+
+def crowded(needs: Needs) -> str:
+    """That nodes have what a replica needs, but others have taken it."""
+    asked = [(name, count) for name, count in (("GPUs", needs.gpus), ("CPUs", needs.cpus)) if count]
+    what = " and ".join(f"{count:g} {name}" for name, count in asked) or "room"
+    return (
+        f"no node has {what} free; they start when others end or nodes come. Ray counts promises, "
+        "not cores: a deployment may ask for less (`--cpus`), a node may promise more "
+        "(`ray start --num-cpus`)"
+    )
 
 
 def _has(node: Mapping[str, Any], name: str) -> float:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from governance.deployment_records import DeploymentRecord
-from serve.capacity import Needs, lacking
+from serve.capacity import Needs, crowded, lacking
 from serve.cluster import Running, VariantSpec, VariantState
 
 if TYPE_CHECKING:
@@ -168,7 +168,10 @@ class RayCluster:
         needs = self._needs.get(application)
         if needs is None or not state.waiting:
             return state
-        return replace(state, lacking=lacking(self._all_nodes(), needs))
+        words = lacking(self._all_nodes(), needs)
+        if not words and _unplaced(self._seen.get(application)):
+            words = crowded(needs)
+        return replace(state, lacking=words)
 
     def _all_nodes(self) -> list[dict[str, Any]]:
         import ray
@@ -254,6 +257,12 @@ def _state(found: Mapping[str, Any] | None) -> VariantState:
     if status == "RUNNING" or answering:  # while it changes, the replicas before answer
         return VariantState(Running.RUNNING, "", replicas, answering)
     return VariantState(Running.STARTING, reason, replicas, answering)
+
+
+def _unplaced(found: Mapping[str, Any] | None) -> bool:
+    """Whether Ray looks for room for some of its replicas, for half a minute or more."""
+    deployments = () if found is None else found["deployments"].values()
+    return any("to be scheduled" in one["message"] for one in deployments)
 
 
 def _status(found: Mapping[str, Any]) -> str:

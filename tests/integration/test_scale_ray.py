@@ -208,6 +208,25 @@ def test_what_no_node_has_is_told(scenario: Scenario, cluster: Path) -> None:
     chancery("delete", "fraud")
 
 
+def test_what_others_have_taken_is_told(scenario: Scenario, cluster: Path) -> None:
+    store = open_deployments(scenario.uri)
+    scenario.train()
+    where = ["--env", "sandbox", "--port", str(free_port()), "--uri", scenario.uri]
+    size = ["--replicas", "2", "--cpus", "9"]  # the node has sixteen
+    started = CliRunner().invoke(main, ["deploy", "models:/fraud/1", *where, *size])
+    assert started.exit_code == 0, started.output
+    assert "no node has" not in started.stderr
+
+    def told() -> bool:
+        state = store.find("fraud").state
+        notices = Course.from_json(state).notices if state else ()
+        return any("no node has 9 CPUs free" in notice.text for notice in notices)
+
+    wait_for(told, "the controller tells")
+    deleted = CliRunner().invoke(main, ["deploy", "delete", "fraud", "--uri", scenario.uri])
+    assert deleted.exit_code == 0, deleted.output
+
+
 @pytest.fixture
 def with_password(scenario: Scenario) -> Iterator[str]:
     """The scenario's PostgreSQL, as somebody who needs a password there."""

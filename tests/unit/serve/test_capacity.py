@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve.capacity import Needs, lacking
+from serve.capacity import Needs, crowded, lacking
 
 
 def node(cpus: float, gpus: float = 0, pool: str = "", alive: bool = True) -> dict[str, Any]:
@@ -40,3 +40,9 @@ def test_what_is_lacking(needs: Needs, words: str) -> None:
 def test_without_nodes() -> None:
     assert lacking([], Needs()) == "the cluster has no node"
     assert lacking([], Needs(labels={"pool": "gpu"})) == "no node has the label pool=gpu"
+
+
+def test_a_full_cluster_says_what_is_taken_and_what_helps() -> None:
+    assert crowded(Needs()).startswith("no node has 1 CPUs free; ")
+    assert "1 GPUs and 0.5 CPUs" in crowded(Needs(cpus=0.5, gpus=1))
+    assert "--num-cpus" in crowded(Needs(cpus=0))
