@@ -67,7 +67,8 @@ class DeploymentGate:
         name, separator, last = rest.rpartition("@") if at else rest.rpartition("/")
         if not model.startswith("models:/") or not separator or not name or not last:
             raise RefusedError(
-                f"{model!r} is not models:/name/version or models:/name@alias", "correct it"
+                f"{model!r} is not models:/name/version or models:/name@alias",
+                f"write models:/{name or rest or 'name'}/1, say",
             )
         if at:
             return name, self._backend.resolve(name, f"@{last}"), last
