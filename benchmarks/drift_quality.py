@@ -3,10 +3,12 @@
 - *power*: one window against a reference, at 5 % false alarms: our default combination, what it is
   made of, each of Alibi Detect's detectors that takes a table, and PSI above 0.1 as people use it.
   Mean over the shifts of ``drift_data``, on five data sets.
-- *streams*: windows after each other. Each statistic gets the threshold at which it cries once in a
-  hundred windows without drift, found on streams without any; then a shift comes, and windows are
-  counted until the alarm. Ours is eSR; beside it the largest PSI, the smallest p-value of KS, and
-  the statistics of Alibi Detect's MMD, LSDD and classifier.
+- *streams*: windows of fifty rows after each other. Each statistic gets the threshold at which it
+  cries once in a hundred windows without drift, found on streams without any; then a shift comes,
+  and windows are counted until the alarm, sixty at most. Ours is eSR; beside it the largest PSI,
+  the smallest p-value of KS, and the statistics of Alibi Detect's MMD, LSDD and classifier. The
+  mean is over shifts that change single columns; that of the joint distribution alone stands apart:
+  it is what scheduled checks are for, whose power on it is in the first part.
 
 Results go to ``benchmarks/results/drift_quality.json``; an hour with Alibi Detect, ten minutes
 without (``--native``), two with ``--quick --native``.
@@ -185,7 +187,7 @@ class Rival:
 
 
 def _streams_of(data: Data, alibi: AlibiProcess | None, *, quick: bool) -> dict[str, Any]:
-    window, known = 200, 8_000
+    window, known = 50, 8_000
     rng = np.random.default_rng(5)
     order = rng.permutation(len(data.x))
     reference, pool = data.x[order[:known]], order[known:]
@@ -233,7 +235,10 @@ def _streams_of(data: Data, alibi: AlibiProcess | None, *, quick: bool) -> dict[
             for kind in SHIFTS
             if kind != "missing"  # half of the others cannot take a missing value
         }
-    result["mean_delay"] = {who: round(mean(by.values()), 2) for who, by in result["delay"].items()}
+    result["mean_delay"] = {
+        who: round(mean(delay for kind, delay in by.items() if kind != "joint"), 2)
+        for who, by in result["delay"].items()
+    }
     return result
 
 

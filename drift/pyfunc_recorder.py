@@ -128,6 +128,10 @@ class RecordedModel:
         )
         self._recorder.append_together(rest, answer, ids, [1] * len(ids), self._version)
 
+    def flush(self) -> None:
+        """Write what waits, now."""
+        self._recording.flush()
+
     def close(self) -> None:
-        """Write what waits."""
+        """Write what waits, and end."""
         self._recording.close()

@@ -21,14 +21,17 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import mlflow.pyfunc
 import yaml
 
 from drift.profile import DriftProfile
-from drift.pyfunc_recorder import recorded
+from drift.pyfunc_recorder import RecordedModel, recorded
 from governance.errors import GovernanceError
 from governance.recording_port import RECORD_TO
 
@@ -37,6 +40,7 @@ __all__ = ["RecordedPythonModel", "recorded_model"]
 _log = logging.getLogger(__name__)
 
 _META = "registered_model_meta"
+_WRITE_S = 5.0  # to write what waits when the process is told to end
 
 
 def recorded_model(model_uri: str, profile: Path, id_column: str = "") -> dict[str, Any]:
@@ -85,11 +89,36 @@ class RecordedPythonModel(mlflow.pyfunc.PythonModel):
             return
         self._model = found
         atexit.register(found.close)
+        _write_when_terminated(found)
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
         """The answer of the model inside."""
         del context
         return self._model.predict(model_input, params)
+
+
+def _write_when_terminated(model: RecordedModel) -> None:
+    """Write what waits when the process is told to end.
+
+    A server that handles ``SIGTERM`` itself has the signal kill the process at last (uvicorn does),
+    and no exit function runs. Requests that are still being answered may go unrecorded.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # whoever serves from another thread sees to the end of it, too
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ended(number: int, stack: FrameType | None) -> None:
+        # In another thread and for so long: this one may have been interrupted while it records.
+        writing = threading.Thread(target=model.flush, name="drift-recorder-end", daemon=True)
+        writing.start()
+        writing.join(_WRITE_S)
+        if callable(before):
+            before(number, stack)
+        elif before is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    signal.signal(signal.SIGTERM, ended)
 
 
 def _version(inside: Path) -> str:
