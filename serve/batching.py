@@ -246,7 +246,7 @@ class Batcher(Generic[Item, Result]):
         if self._pace is None or self._loop is None:
             return 0.0
         gap_s = self._pace.gap_s(len(self._queue))
-        return gap_s and self._begun + gap_s - self._loop.time()
+        return self._begun + gap_s - self._loop.time() if gap_s else 0.0
 
     def _start(self) -> None:
         """Send batches into all lanes that are free."""
