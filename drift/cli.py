@@ -6,6 +6,7 @@ Thin: every verb loads the verified profile, calls one function elsewhere, and p
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ _COLUMNS = 40
 @click.group(cls=JsonGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def drift() -> None:
     """Compare what a version sees and says with what it was made from."""
+    # Standard error tells of drift, not of each file that MLflow fetches.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 for _command in (*cli_monitor.COMMANDS, *cli_alerts.COMMANDS):

@@ -21,7 +21,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 
 from governance.canonical import Manifest, sha256_hex
 from governance.database import execute_compiled, models, sealed_artifacts, versions
-from governance.errors import NotFoundError
+from governance.errors import MalformedRequestError, NotFoundError
 from governance.records import Candidate
 
 __all__ = [
@@ -51,6 +51,8 @@ __all__ = [
     "version_uid_behind_logged_model",
     "versions_of_run",
 ]
+
+_REASON = 3, 2000  # characters of a revocation's
 
 
 # Built once: building a statement costs as much as running it on these paths.
@@ -222,6 +224,17 @@ def mark_version_deleted(connection: Connection, name: str, version: int, now_ms
 
 
 def mark_revoked(connection: Connection, version_uid: str, reason: str, now_ms: int) -> None:
+    """Have no load and no promotion of a version succeed from here on.
+
+    Raises:
+        MalformedRequestError: the reason is none that anybody could act on.
+    """
+    if not _REASON[0] <= len(reason.strip()) <= _REASON[1]:
+        raise MalformedRequestError(
+            f"the reason has {len(reason.strip())} characters",
+            f"say in {_REASON[0]} to {_REASON[1]} characters what is wrong with the version, for "
+            "whoever will try to load it",
+        )
     connection.execute(
         update(versions)
         .where(versions.c.version_uid == version_uid)

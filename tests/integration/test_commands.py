@@ -178,6 +178,18 @@ def test_exit_codes(store: Scenario, arguments: list[str], code: int) -> None:
         assert isinstance(found, list) or {"error", "message", "remedy"} == set(found)
 
 
+@pytest.mark.parametrize("reason", ["x", "   ", "x" * 2001])
+def test_a_revocation_beside_the_database_needs_a_reason_too(
+    store: Scenario, tmp_path: Path, reason: str
+) -> None:
+    model = f"models:/fraud/{store.train()}"
+    found = answered(chancery("revoke", model, "--reason", reason, "--json"), 1)
+    assert found["error"] == "MALFORMED_REQUEST"
+    assert "3 to 2000 characters" in found["remedy"]
+    again = answered(chancery("revoke", model, "--reason", "biased", "--json"))
+    assert again["reason"] == "biased"  # nothing was half done
+
+
 def test_a_server_s_refusals_keep_their_kind(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
