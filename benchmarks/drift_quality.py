@@ -10,8 +10,9 @@
   mean is over shifts that change single columns; that of the joint distribution alone stands apart:
   it is what scheduled checks are for, whose power on it is in the first part.
 
-Results go to ``benchmarks/results/drift_quality.json``; an hour with Alibi Detect, ten minutes
-without (``--native``), two with ``--quick --native``.
+Results go to ``benchmarks/results/drift_quality.json``; two hours with Alibi Detect, a quarter of
+one with ``--quick --parts power``; streams without it (``--native --parts streams``) take six
+minutes, and their results are in ``drift_streams.json``.
 
     python benchmarks/drift_quality.py
 """
