@@ -31,7 +31,7 @@ from pathlib import Path
 from drift.blocks import Block, from_parquet, to_parquet
 from governance.errors import ConflictError, MalformedRequestError
 
-__all__ = ["BlockFile", "BlockFolder", "gaps"]
+__all__ = ["BlockFile", "BlockFolder", "conflict", "gaps", "in_order", "named_block", "rivals_of"]
 
 _NAME = re.compile(
     r"(?P<source>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})~(?P<sequence>[0-9]{12})~(?P<first>-?[0-9]{1,16})"
@@ -120,13 +120,9 @@ class BlockFolder:
         place = self.path / entry.name
         if place.exists():
             return
-        rivals = [*self.path.glob(f"{entry.source}~{entry.sequence:012d}~*.parquet")]
+        rivals = rivals_of(entry, os.listdir(self.path))
         if rivals:
-            raise ConflictError(
-                f"{self.path} has another block {entry.sequence} of {entry.source}: "
-                f"{rivals[0].name}",
-                "give every life of a replica a source of its own",
-            )
+            raise conflict(self.path, entry, rivals[0])
         beside = self.path / f".{entry.name}.{os.getpid()}.part"
         try:
             fill(beside)
@@ -142,26 +138,11 @@ class BlockFolder:
         Args:
             after: Source → the last sequence number that was read already.
         """
-        after = after or {}
-        sources: dict[str, list[BlockFile]] = {}
         try:
-            names = sorted(os.listdir(self.path))  # by source, then by number
+            names = os.listdir(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        for name in names:
-            entry = BlockFile.parse(name)
-            if entry is not None and entry.sequence > after.get(entry.source, -1):
-                sources.setdefault(entry.source, []).append(entry)
-        # A clock that went back does not put a source's own blocks out of order.
-        timed = []
-        for files in sources.values():
-            latest = files[0].last_ms
-            line = []
-            for file in sorted(files, key=lambda file: file.sequence):
-                latest = max(latest, file.last_ms)
-                line.append((latest, file.source, file.sequence, file))
-            timed.append(line)
-        return [file for *_, file in merge(*timed, key=lambda item: item[:3])]
+        return in_order(names, after)
 
     def read(self, entry: BlockFile) -> Block:
         """A block.
@@ -170,17 +151,71 @@ class BlockFolder:
             MalformedRequestError: the file is truncated, changed, or not the block it is named.
             OSError: it cannot be read, or is gone.
         """
-        block = from_parquet((self.path / entry.name).read_bytes(), entry.name)
-        if BlockFile.of(block) != entry:
-            raise MalformedRequestError(
-                f"{entry.name} holds block {block.sequence} of {block.source}",
-                "leave it out: it was renamed, or written by something else",
-            )
-        return block
+        return named_block((self.path / entry.name).read_bytes(), entry)
 
     def remove(self, entry: BlockFile) -> None:
         """A block that nobody needs any more; gone already is well."""
         (self.path / entry.name).unlink(missing_ok=True)
+
+    def refuse(self, entry: BlockFile) -> None:
+        """Put a block aside, into ``refused/``."""
+        aside = self.path / "refused"
+        aside.mkdir(exist_ok=True)
+        (self.path / entry.name).rename(aside / entry.name)
+
+
+def in_order(names: Iterable[str], after: Mapping[str, int] | None = None) -> list[BlockFile]:
+    """The blocks among files' names, in the order in which they are to be read.
+
+    Args:
+        names: Of all files of a place.
+        after: Source → the last sequence number that was read already.
+    """
+    after = after or {}
+    sources: dict[str, list[BlockFile]] = {}
+    for name in sorted(names):  # by source, then by number
+        entry = BlockFile.parse(name)
+        if entry is not None and entry.sequence > after.get(entry.source, -1):
+            sources.setdefault(entry.source, []).append(entry)
+    # A clock that went back does not put a source's own blocks out of order.
+    timed = []
+    for files in sources.values():
+        latest = files[0].last_ms
+        line = []
+        for file in sorted(files, key=lambda file: file.sequence):
+            latest = max(latest, file.last_ms)
+            line.append((latest, file.source, file.sequence, file))
+        timed.append(line)
+    return [file for *_, file in merge(*timed, key=lambda item: item[:3])]
+
+
+def named_block(data: bytes, entry: BlockFile) -> Block:
+    """The block in a file's bytes, if it is the one that the file's name says.
+
+    Raises:
+        MalformedRequestError: the bytes are truncated, changed, or another block's.
+    """
+    block = from_parquet(data, entry.name)
+    if BlockFile.of(block) != entry:
+        raise MalformedRequestError(
+            f"{entry.name} holds block {block.sequence} of {block.source}",
+            "leave it out: it was renamed, or written by something else",
+        )
+    return block
+
+
+def rivals_of(entry: BlockFile, names: Iterable[str]) -> list[str]:
+    """Other blocks under a block's source and number."""
+    start = f"{entry.source}~{entry.sequence:012d}~"
+    return [name for name in names if name.startswith(start) and name != entry.name]
+
+
+def conflict(where: object, entry: BlockFile, rival: str) -> ConflictError:
+    """What is said of a rival."""
+    return ConflictError(
+        f"{where} has another block {entry.sequence} of {entry.source}: {rival}",
+        "give every life of a replica a source of its own",
+    )
 
 
 def gaps(entries: Iterable[BlockFile], after: Mapping[str, int] | None = None) -> dict[str, int]:

@@ -29,6 +29,7 @@ from typing import Any
 
 import click
 
+from drift.block_store import place_of
 from drift.model_profile import version_named
 from drift.monitor_config import MonitorConfig, MonitorsConfig
 from drift.profile import DriftProfile
@@ -52,7 +53,7 @@ _ALERTED = 4
 
 @click.command("monitor")
 @click.argument("model", required=False)
-@click.option("--blocks", type=click.Path(path_type=Path), help="Folder that recorders write to.")
+@click.option("--blocks", help="Folder or s3://bucket/path that recorders write to.")
 @click.option("--state", type=click.Path(path_type=Path), help="Folder for the monitor's state.")
 @click.option("--deployment", default="", help="The route that serves it.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Folder of labels.")
@@ -114,7 +115,7 @@ def _one(
     *,
     uri: str | None,
     model: str | None,
-    blocks: Path | None,
+    blocks: str | None,
     state: Path | None,
     deployment: str,
     labels: Path | None,
@@ -152,7 +153,7 @@ def _one(
         model=name,
         version=number,
         profile=profile,
-        blocks=blocks,
+        blocks=place_of(blocks),
         state=state,
         deployment=deployment,
         reference=reference,

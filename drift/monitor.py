@@ -34,8 +34,9 @@ from zlib import crc32
 
 import numpy as np
 
-from drift.block_folder import BlockFile, BlockFolder
+from drift.block_folder import BlockFile
 from drift.block_rows import rows_of
+from drift.block_store import open_blocks
 from drift.blocks import Block
 from drift.catalogue import build
 from drift.checks import Check, Checked, check, not_checked
@@ -99,7 +100,7 @@ class Monitor:
             for name in watched.detectors
         ]
         self._rng = rng or np.random.default_rng()
-        self._folder = BlockFolder(watched.blocks)
+        self._folder = open_blocks(watched.blocks)
         self._labels = None if watched.labels is None else LabelFolder(watched.labels)
         self.state = StateFolder(watched.state, profile, durable=watched.durable)
         try:
@@ -339,9 +340,7 @@ class Monitor:
         _log.warning("%s: %s", self.watched.subject.key, error)
         self._counts["refused"] += 1
         self._dirty = True
-        aside = self._folder.path / "refused"
-        aside.mkdir(exist_ok=True)
-        (self._folder.path / entry.name).rename(aside / entry.name)
+        self._folder.refuse(entry)
 
     # -- windows
 

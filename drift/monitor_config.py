@@ -5,6 +5,7 @@
     format: chancery.monitors/v1
     state: /var/lib/chancery/drift        # a folder below it for each subject
     blocks: /var/lib/chancery/blocks      # as recorders write: <model>/<version>/<deployment or _>
+                                          # or s3://bucket/path, gs://bucket/path
     registry: governed+sqlite:///mlflow.db   # where versions are; by default MLflow's registry
     checks: 1                             # threads for confirmatory checks
     couriers: 4                           # threads for sinks
@@ -50,6 +51,7 @@ from typing import Any
 import yaml
 
 from drift.alibi_process import AlibiProcess
+from drift.block_store import BlockPlace, place_of
 from drift.model_profile import load_profile
 from drift.monitor import Monitor
 from drift.places import blocks_folder, subject_folder
@@ -77,7 +79,7 @@ class MonitorConfig:
     Attributes:
         model, version, model_id, deployment, owner: See ``drift.report.Subject``.
         profile: A file; None: the registered version's own, with its sample, model and owner.
-        blocks: Folder.
+        blocks: Folder, or place in an object store.
         state: Folder of its own.
         profile_digest: That the profile must have; empty: any.
         reference: A sample's file; None: none, or the registered version's.
@@ -89,7 +91,7 @@ class MonitorConfig:
     model: str
     version: int
     profile: Path | None
-    blocks: Path
+    blocks: BlockPlace
     state: Path
     model_id: str = ""
     deployment: str = ""
@@ -211,7 +213,7 @@ class MonitorsConfig:
                 _Node({**defaults, **_mapping(one, f"{where}: monitors[{i}]")}, _at(where, i)),
                 base,
                 state,
-                None if blocks is None else base / blocks,
+                None if blocks is None else place_of(blocks, base),
                 registry,
             )
             for i, one in enumerate(listed)
@@ -232,7 +234,7 @@ def _at(where: str, place: int) -> str:
 
 
 def _monitor(
-    node: _Node, base: Path, state: Path, blocks: Path | None, registry: str
+    node: _Node, base: Path, state: Path, blocks: BlockPlace | None, registry: str
 ) -> MonitorConfig:
     model, version = node.text("model"), node.whole("version")
     deployment = node.text("deployment", "")
@@ -260,7 +262,11 @@ def _monitor(
         model=model,
         version=version,
         profile=None if profile is None else base / profile,
-        blocks=base / own if own is not None else blocks_folder(blocks, model, version, deployment),
+        blocks=(
+            blocks_folder(blocks, model, version, deployment)
+            if own is None
+            else place_of(own, base)
+        ),
         state=subject_folder(state, model, version, deployment),
         model_id=node.text("model_id", ""),
         deployment=deployment,

@@ -19,7 +19,8 @@ from collections.abc import Container, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.block_folder import BlockFile, BlockFolder
+from drift.block_folder import BlockFile
+from drift.block_store import BlockStore
 from drift.blocks import Block
 from drift.cutter import WindowCutter
 from drift.report import Subject
@@ -42,7 +43,7 @@ class OpenRows:
         rng: What the samples are drawn from.
     """
 
-    def __init__(self, folder: BlockFolder, rng: np.random.Generator) -> None:
+    def __init__(self, folder: BlockStore, rng: np.random.Generator) -> None:
         self._folder = folder
         self._rng = rng
         self._samples: dict[int, Reservoir] = {}

@@ -13,18 +13,26 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
+from drift.block_store import BlockPlace, below
+
 __all__ = ["blocks_folder", "subject_folder"]
 
 
 def subject_folder(root: Path, model: str, version: int | str, deployment: str) -> Path:
     """Of a monitor's state."""
-    return root.joinpath(*(_part(part) for part in (model, str(version), deployment or "_")))
+    return root.joinpath(*_parts(model, version, deployment))
 
 
-def blocks_folder(root: Path | None, model: str, version: int | str, deployment: str) -> Path:
+def blocks_folder(
+    root: BlockPlace | None, model: str, version: int | str, deployment: str
+) -> BlockPlace:
     """Of what recorders deliver."""
     assert root is not None
-    return subject_folder(root, model, version, deployment)
+    return below(root, *_parts(model, version, deployment))
+
+
+def _parts(model: str, version: int | str, deployment: str) -> list[str]:
+    return [_part(part) for part in (model, str(version), deployment or "_")]
 
 
 def _part(text: str) -> str:

@@ -22,11 +22,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from hashlib import blake2b
 from itertools import count
-from pathlib import Path
 from typing import Any
 
+from drift.block_store import BlockPlace
 from drift.places import blocks_folder
 from drift.profile import DriftProfile
 from drift.recorder import RecorderCounts
@@ -42,7 +41,7 @@ def recorded(
     profile: DriftProfile,
     *,
     version: str,
-    to: Path,
+    to: BlockPlace,
     deployment: str = "",
     id_column: str = "",
     sample: float | None = None,
@@ -55,7 +54,8 @@ def recorded(
         model: Anything with ``predict(data)`` or ``predict(data, params)``.
         profile: The model's.
         version: Of the registered model.
-        to: Folder below which its blocks go: ``<model>/<version>/<deployment or _>``.
+        to: Folder, or ``s3://bucket/path``, below which its blocks go:
+            ``<model>/<version>/<deployment or _>``.
         deployment: That answers.
         id_column: Column of requests' ids; it is recorded as nothing else.
         sample: Share of requests; None: as the settings say.
@@ -68,9 +68,8 @@ def recorded(
     """
     share = share_of(environ) if sample is None else sample
     recorder = recorder_of(profile, deployment=deployment, sample=share, **limits)
-    folder = blocks_folder(to, profile.model, version, deployment)
-    digest = blake2b(str(folder.absolute()).encode(), digest_size=8).hexdigest()
-    recording = Recording.open(folder, recorder, spool=spool_of(environ) / digest)
+    place = blocks_folder(to, profile.model, version, deployment)
+    recording = Recording.open(place, recorder, spool=spool_of(environ, place))
     return RecordedModel(model, recording, version, id_column)
 
 

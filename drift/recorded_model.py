@@ -30,6 +30,7 @@ from typing import Any
 import mlflow.pyfunc
 import yaml
 
+from drift.block_store import place_of
 from drift.profile import DriftProfile
 from drift.pyfunc_recorder import RecordedModel, recorded
 from governance.errors import GovernanceError
@@ -72,7 +73,7 @@ class RecordedPythonModel(mlflow.pyfunc.PythonModel):
         """Load the model inside; record if this machine is told to."""
         place = Path(context.artifacts["model"])
         self._model = mlflow.pyfunc.load_model(str(place))
-        to = os.environ.get(RECORD_TO, "").removeprefix("file://")
+        to = os.environ.get(RECORD_TO, "")
         if not to:
             return
         try:
@@ -82,7 +83,7 @@ class RecordedPythonModel(mlflow.pyfunc.PythonModel):
                 _log.warning("the model is not recorded: load it as models:/<name>/<version>")
                 return
             found = recorded(
-                self._model, profile, version=version, to=Path(to), id_column=self._id_column
+                self._model, profile, version=version, to=place_of(to), id_column=self._id_column
             )
         except (GovernanceError, OSError) as error:
             _log.warning("the model is not recorded: %s", error)

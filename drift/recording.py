@@ -21,13 +21,14 @@ import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 
-from drift.block_folder import BlockFolder
+from drift.block_store import BlockPlace, open_blocks
 from drift.privacy_of import privacy_of
 from drift.profile import DriftProfile
 from drift.recorder import Recorder
@@ -101,10 +102,12 @@ def share_of(environ: Mapping[str, str]) -> float:
     return share
 
 
-def spool_of(environ: Mapping[str, str]) -> Path:
-    """The folder of all spools on this machine."""
+def spool_of(environ: Mapping[str, str], place: BlockPlace) -> Path:
+    """The folder of the spools for a place, on this machine."""
     named = environ.get(RECORD_SPOOL)
-    return Path(named) if named else Path(tempfile.gettempdir()) / f"chancery-spool-{os.getuid()}"
+    root = Path(named) if named else Path(tempfile.gettempdir()) / f"chancery-spool-{os.getuid()}"
+    meant = str(place.absolute() if isinstance(place, Path) else place)
+    return root / blake2b(meant.encode(), digest_size=8).hexdigest()
 
 
 class Recording:
@@ -137,7 +140,7 @@ class Recording:
     @classmethod
     def open(
         cls,
-        folder: Path,
+        folder: BlockPlace,
         recorder: Recorder,
         *,
         spool: Path,
@@ -155,7 +158,7 @@ class Recording:
         Raises:
             OSError: the spool cannot be used.
         """
-        destination = BlockFolder(folder)
+        destination = open_blocks(folder)
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = spool / recorder.source
         own.mkdir(mode=0o700)

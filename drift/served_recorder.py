@@ -18,11 +18,11 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from drift.block_store import BlockPlace, place_of
 from drift.model_profile import load_profile
 from drift.places import blocks_folder, subject_folder
 from drift.profile import DriftProfile
@@ -72,13 +72,9 @@ def open_recorder(served: ServedModel, environ: Mapping[str, str]) -> ServedReco
         ConfigurationError: the settings are wrong, or there is no profile.
         OSError: spool or profile cannot be used.
     """
-    target = environ.get(RECORD_TO, "").removeprefix("file://")
+    target = environ.get(RECORD_TO, "")
     if not target:
         return None
-    if "://" in target:
-        raise ConfigurationError(
-            f"{RECORD_TO} is {target!r}", "name a folder, as /mnt/blocks or file:///mnt/blocks"
-        )
     profile = profile_for(served.model, served.version, environ)
     recorder = recorder_of(
         profile,
@@ -86,9 +82,8 @@ def open_recorder(served: ServedModel, environ: Mapping[str, str]) -> ServedReco
         columns=served.columns,
         sample=share_of(environ),
     )
-    folder = blocks_folder(Path(target), served.model, served.version, served.deployment)
-    digest = blake2b(str(folder.absolute()).encode(), digest_size=8).hexdigest()
-    return ServedRecorder(served, recorder, folder, spool_of(environ) / digest)
+    place = blocks_folder(place_of(target), served.model, served.version, served.deployment)
+    return ServedRecorder(served, recorder, place, spool_of(environ, place))
 
 
 class ServedRecorder:
@@ -97,7 +92,7 @@ class ServedRecorder:
     Args:
         served: What answers.
         recorder: Takes rows.
-        folder: Where blocks go.
+        place: Where blocks go.
         spool: Where they wait.
         flush_s: Seconds between two looks.
     """
@@ -106,7 +101,7 @@ class ServedRecorder:
         self,
         served: ServedModel,
         recorder: Recorder,
-        folder: Path,
+        place: BlockPlace,
         spool: Path,
         *,
         flush_s: float = 1.0,
@@ -117,7 +112,7 @@ class ServedRecorder:
         self._bytes = 0
         self._lock = Lock()
         self._recording = Recording.open(
-            folder, recorder, spool=spool, flush_s=flush_s, before=self._read
+            place, recorder, spool=spool, flush_s=flush_s, before=self._read
         )
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drift.alibi_process import AlibiProcess
+from drift.block_store import BlockPlace
 from drift.checks import DETECTORS
 from drift.profile import DriftProfile
 from drift.report import Subject
@@ -24,7 +25,7 @@ class Watched:
     Attributes:
         subject: Model, version, deployment.
         profile: What it is compared with; its digest is the subject's.
-        blocks: Folder that recorders deliver to.
+        blocks: Where recorders deliver to.
         state: Folder of its own for the monitor.
         rows: W, to cut by count; None with ``every_ms`` None: the profile's.
         every_ms: Length of a stretch, to cut by time.
@@ -45,7 +46,7 @@ class Watched:
 
     subject: Subject
     profile: DriftProfile
-    blocks: Path
+    blocks: BlockPlace
     state: Path
     rows: int | None = None
     every_ms: int | None = None

@@ -228,7 +228,7 @@ def test_recording_is_off_unless_the_machine_says_so(environ: dict[str, str]) ->
     [
         ("loans", {}),  # has no profile
         ("fraud", {RECORD_SAMPLE: "all"}),
-        ("fraud", {RECORD_TO: "s3://bucket/blocks"}),
+        ("fraud", {RECORD_TO: "http://somewhere/blocks"}),
     ],
 )
 def test_what_cannot_be_recorded_is_served_all_the_same(
