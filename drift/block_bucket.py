@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from drift.block_folder import BlockFile, conflict, in_order, named_block, rivals_of
-from drift.blocks import Block, to_parquet
+from drift.blocks import MOST_BYTES, Block, to_parquet
 from governance.errors import ConfigurationError, MalformedRequestError
 
 __all__ = ["SCHEMES", "BlockBucket"]
@@ -144,7 +144,7 @@ class BlockBucket:
             OSError: it cannot be read, or is gone.
         """
         with self._files.open_input_stream(self._key(entry)) as stream:
-            data = stream.read()
+            data = stream.read(MOST_BYTES + 1)
         return named_block(data, entry)
 
     def remove(self, entry: BlockFile) -> None:

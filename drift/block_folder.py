@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
 
-from drift.blocks import Block, from_parquet, to_parquet
+from drift.blocks import MOST_BYTES, Block, from_parquet, to_parquet
 from governance.errors import ConflictError, MalformedRequestError
 
 __all__ = ["BlockFile", "BlockFolder", "conflict", "gaps", "in_order", "named_block", "rivals_of"]
@@ -151,7 +151,9 @@ class BlockFolder:
             MalformedRequestError: the file is truncated, changed, or not the block it is named.
             OSError: it cannot be read, or is gone.
         """
-        return named_block((self.path / entry.name).read_bytes(), entry)
+        with (self.path / entry.name).open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        return named_block(data, entry)
 
     def remove(self, entry: BlockFile) -> None:
         """A block that nobody needs any more; gone already is well."""

@@ -32,13 +32,14 @@ from drift.columns import Column, typed
 from governance.canonical import parse_json
 from governance.errors import ConfigurationError, MalformedRequestError
 
-__all__ = ["Block", "from_parquet", "to_parquet"]
+__all__ = ["MOST_BYTES", "Block", "from_parquet", "to_parquet"]
 
 _FORMAT = "chancery.block/v1"
 _KEY = b"chancery.block"
 _SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
-_MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 28
+"""Of a block's file; whoever reads one need not read further."""
 _MOST_ROWS = 1 << 22
 _MOST_UNPACKED = 1 << 31
 
@@ -186,8 +187,8 @@ def from_parquet(data: bytes, name: str = "a block") -> Block:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if len(data) > _MOST_BYTES:
-        raise _malformed(name, f"it has {len(data)} bytes")
+    if len(data) > MOST_BYTES:
+        raise _malformed(name, f"it has more than {MOST_BYTES} bytes")
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         _check_size(file.metadata)

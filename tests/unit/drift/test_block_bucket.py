@@ -10,7 +10,7 @@ from pyarrow import fs
 
 from drift.block_bucket import BlockBucket
 from drift.block_folder import BlockFile, BlockFolder
-from drift.block_store import below, open_blocks, place_of
+from drift.block_store import BlockStore, below, open_blocks, place_of
 from drift.spool import Spool
 from governance.errors import ConfigurationError, ConflictError, MalformedRequestError
 from tests.unit.drift.monitor_world import block_of
@@ -79,6 +79,18 @@ def test_what_is_no_block_is_refused_and_put_aside(bucket: BlockBucket, tmp_path
     assert (tmp_path / "b" / "refused" / entry.name).exists()
     with pytest.raises(MalformedRequestError, match="no block's name"):
         bucket.deliver(tmp_path / "else.parquet")
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_a_huge_file_is_refused_and_not_read_to_its_end(
+    bucket: BlockBucket, tmp_path: Path, kind: str
+) -> None:
+    entry = bucket.write(block_of(0))
+    with (tmp_path / "b" / entry.name).open("ab") as file:
+        file.truncate(1 << 33)  # a hole: it takes no room
+    store: BlockStore = bucket if kind == "bucket" else BlockFolder(tmp_path / "b")
+    with pytest.raises(MalformedRequestError, match="more than 268435456 bytes"):
+        store.read(entry)
 
 
 def test_a_spool_delivers_to_it(bucket: BlockBucket, tmp_path: Path) -> None:
