@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from drift.block_folder import BlockFile, conflict, in_order, named_block, rivals_of
+from drift.block_folder import BlockFile, in_order, named_block, require_no_rival
 from drift.blocks import MOST_BYTES, Block, to_parquet
-from governance.errors import ConfigurationError, MalformedRequestError
+from governance.errors import ConfigurationError
 
 __all__ = ["SCHEMES", "BlockBucket"]
 
@@ -114,20 +114,13 @@ class BlockBucket:
             ConflictError, OSError: as ``write``.
             MalformedRequestError: the name is no block's.
         """
-        entry = BlockFile.parse(file.name)
-        if entry is None:
-            raise MalformedRequestError(
-                f"{file.name} is no block's name", "deliver files that a recorder wrote"
-            )
-        self._put(entry, file.read_bytes())
+        self._put(BlockFile.delivered(file), file.read_bytes())
 
     def _put(self, entry: BlockFile, data: bytes) -> None:
         names = self._listed()
         if entry.name in names:
             return
-        rivals = rivals_of(entry, names)
-        if rivals:
-            raise conflict(self.path, entry, rivals[0])
+        require_no_rival(self.path, entry, names)
         with self._files.open_output_stream(self._key(entry)) as stream:
             stream.write(data)
         self._names.add(entry.name)

@@ -31,7 +31,7 @@ from pathlib import Path
 from drift.blocks import MOST_BYTES, Block, from_parquet, to_parquet
 from governance.errors import ConflictError, MalformedRequestError
 
-__all__ = ["BlockFile", "BlockFolder", "conflict", "gaps", "in_order", "named_block", "rivals_of"]
+__all__ = ["BlockFile", "BlockFolder", "gaps", "in_order", "named_block", "require_no_rival"]
 
 _NAME = re.compile(
     r"(?P<source>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})~(?P<sequence>[0-9]{12})~(?P<first>-?[0-9]{1,16})"
@@ -68,6 +68,20 @@ class BlockFile:
         return cls(
             block.source, block.sequence, block.first_ms, block.last_ms, block.rows, block.id, name
         )
+
+    @classmethod
+    def delivered(cls, file: Path) -> BlockFile:
+        """Of a file that is handed over.
+
+        Raises:
+            MalformedRequestError: its name is no block's.
+        """
+        entry = cls.parse(file.name)
+        if entry is None:
+            raise MalformedRequestError(
+                f"{file.name} is no block's name", "deliver files that a recorder wrote"
+            )
+        return entry
 
     @classmethod
     def parse(cls, name: str) -> BlockFile | None:
@@ -108,11 +122,7 @@ class BlockFolder:
             ConflictError, OSError: as ``write``.
             MalformedRequestError: the name is no block's.
         """
-        entry = BlockFile.parse(file.name)
-        if entry is None:
-            raise MalformedRequestError(
-                f"{file.name} is no block's name", "deliver files that a recorder wrote"
-            )
+        entry = BlockFile.delivered(file)
         self._placed(entry, lambda target: shutil.copyfile(file, target))
 
     def _placed(self, entry: BlockFile, fill: Callable[[Path], object]) -> None:
@@ -120,9 +130,7 @@ class BlockFolder:
         place = self.path / entry.name
         if place.exists():
             return
-        rivals = rivals_of(entry, os.listdir(self.path))
-        if rivals:
-            raise conflict(self.path, entry, rivals[0])
+        require_no_rival(self.path, entry, os.listdir(self.path))
         beside = self.path / f".{entry.name}.{os.getpid()}.part"
         try:
             fill(beside)
@@ -206,18 +214,24 @@ def named_block(data: bytes, entry: BlockFile) -> Block:
     return block
 
 
-def rivals_of(entry: BlockFile, names: Iterable[str]) -> list[str]:
-    """Other blocks under a block's source and number."""
+def require_no_rival(where: object, entry: BlockFile, names: Iterable[str]) -> None:
+    """That no other block has a block's source and number.
+
+    Args:
+        where: The place, for the error.
+        entry: The block's.
+        names: Of the place's files.
+
+    Raises:
+        ConflictError: one has.
+    """
     start = f"{entry.source}~{entry.sequence:012d}~"
-    return [name for name in names if name.startswith(start) and name != entry.name]
-
-
-def conflict(where: object, entry: BlockFile, rival: str) -> ConflictError:
-    """What is said of a rival."""
-    return ConflictError(
-        f"{where} has another block {entry.sequence} of {entry.source}: {rival}",
-        "give every life of a replica a source of its own",
-    )
+    for name in names:
+        if name.startswith(start) and name.endswith(".parquet") and name != entry.name:
+            raise ConflictError(
+                f"{where} has another block {entry.sequence} of {entry.source}: {name}",
+                "give every life of a replica a source of its own",
+            )
 
 
 def gaps(entries: Iterable[BlockFile], after: Mapping[str, int] | None = None) -> dict[str, int]:

@@ -170,12 +170,9 @@ class Batcher(Generic[Item, Result]):
         if self._clock is None or due < self._rings:
             self._ring_at(due)
         if not self._starting and len(self._running) < self._limits.lanes:
-            self._starting = True
-            wait_s = self._wait_s()
-            if wait_s > 0:
-                loop.call_later(wait_s, self._start)
-            else:
+            if not self._put_off(loop):
                 loop.call_soon(self._start)
+            self._starting = True
         try:
             return await future
         except asyncio.CancelledError:
@@ -241,12 +238,13 @@ class Batcher(Generic[Item, Result]):
         while self._queue and self._queue[0].future.done():
             self._queue.popleft()
 
-    def _wait_s(self) -> float:
-        """Seconds until the next batch may start; not above 0: now."""
-        if self._pace is None or self._loop is None:
-            return 0.0
-        gap_s = self._pace.gap_s(len(self._queue))
-        return self._begun + gap_s - self._loop.time() if gap_s else 0.0
+    def _put_off(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the pace lets no batch start now; then one starts as soon as it does."""
+        gap_s = 0.0 if self._pace is None else self._pace.gap_s(len(self._queue))
+        wait_s = self._begun + gap_s - loop.time() if gap_s else 0.0
+        if wait_s > 0:
+            loop.call_later(wait_s, self._start)
+        return wait_s > 0
 
     def _start(self) -> None:
         """Send batches into all lanes that are free."""
@@ -265,11 +263,8 @@ class Batcher(Generic[Item, Result]):
             self._pace.took(len(batch), loop.time() - begun)
         if not self._queue or self._starting:
             return
-        wait_s = self._wait_s()
-        if wait_s > 0:
-            self._starting = True
-            loop.call_later(wait_s, self._start)
-        else:
+        self._starting = self._put_off(loop)
+        if not self._starting:
             self._start()
 
     def _next(self) -> list[_Waiting[Item, Result]]:

@@ -49,7 +49,7 @@ def lacking(nodes: Sequence[Mapping[str, Any]], needs: Needs) -> str:
         )
         others = f"; there are {', '.join(known)}" if known else ""
         return f"no node has the label {label}{others}"
-    asked = [(name, count) for name, count in (("GPU", needs.gpus), ("CPU", needs.cpus)) if count]
+    asked = _asked(needs)
     if any(all(_has(node, name) >= count for name, count in asked) for node in there):
         return ""
     among = f" with {label}" if label else ""
@@ -57,19 +57,26 @@ def lacking(nodes: Sequence[Mapping[str, Any]], needs: Needs) -> str:
         most = max(_has(node, name) for node in there)
         if most < count:
             return f"no node{among} has {count:g} {name}s: the most is {most:g}"
-    both = " and ".join(f"{count:g} {name}s" for name, count in asked)
-    return f"no node{among} has {both} at once"
+    return f"no node{among} has {_written(asked)} at once"
 
 
 def crowded(needs: Needs) -> str:
     """That nodes have what a replica needs, but others have taken it."""
-    asked = [(name, count) for name, count in (("GPUs", needs.gpus), ("CPUs", needs.cpus)) if count]
-    what = " and ".join(f"{count:g} {name}" for name, count in asked) or "room"
+    what = _written(_asked(needs)) or "room"
     return (
         f"no node has {what} free; they start when others end or nodes come. Ray counts promises, "
         "not cores: a deployment may ask for less (`--cpus`), a node may promise more "
         "(`ray start --num-cpus`)"
     )
+
+
+def _asked(needs: Needs) -> list[tuple[str, float]]:
+    """Resources of Ray, and how much of each."""
+    return [(name, count) for name, count in (("GPU", needs.gpus), ("CPU", needs.cpus)) if count]
+
+
+def _written(asked: Sequence[tuple[str, float]]) -> str:
+    return " and ".join(f"{count:g} {name}s" for name, count in asked)
 
 
 def _has(node: Mapping[str, Any], name: str) -> float:
