@@ -8,9 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -23,6 +22,7 @@ from drift.served_recorder import RECORD_PROFILES, open_recorder
 from drift.service import Service
 from governance.recording_port import RECORD_TO, ServedModel
 from tests.integration.test_monitor_service import reports_of, write_config
+from tests.integration.test_watched_models import wait_for
 from tests.unit.drift.monitor_world import PROFILE
 from tests.unit.drift.reference import live_rows
 
@@ -73,14 +73,6 @@ class Store:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait(60)
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"within {timeout_s:g} s it did not happen that {what}")
-        time.sleep(0.2)
 
 
 @pytest.fixture
