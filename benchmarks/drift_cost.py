@@ -232,7 +232,8 @@ def monitoring(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
         service = Service(MonitorsConfig.read(folder / "monitors.yaml").openings(), idle_s=0.002)
         began = time.perf_counter(), time.process_time()
         service.run(stopped, told)
-        reports = sum(1 for _ in (folder / "reports").rglob("*.json"))
+        files = (folder / "reports").rglob("*.jsonl")
+        reports = sum(file.read_bytes().count(b"\n") for file in files)
     if reports != models * (rounds + 1):
         raise SystemExit(f"{reports} reports of {models * (rounds + 1)} windows")
     (opening, _), *steady = took

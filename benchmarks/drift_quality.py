@@ -58,6 +58,7 @@ RUN_LENGTH = 100
 """Windows between two false alarms at which statistics are compared."""
 
 _ALIBI_ROUNDS = 10  # of the 40: Alibi Detect's take a second and more
+_ALIBI_CALM, _ALIBI_RUNS = 1000, 10  # of the 1,500 windows without drift, and 30 streams
 _LONGEST = 60  # windows of a stream after a shift; no alarm by then counts as these
 
 _PARTS = {"breast cancer": (150, 280, 100), "digits": (600, 700, 150)}
@@ -225,13 +226,15 @@ def _streams_of(data: Data, alibi: AlibiProcess | None, *, quick: bool) -> dict[
     result: dict[str, Any] = {"window": window, "threshold": {}, "delay": {}}
     for who, make in statistics.items():
         slow = "alibi" in who
-        windows = list(_windows(data, pool, window, 300 if slow else calm, seed=1))
+        windows = list(
+            _windows(data, pool, window, min(calm, _ALIBI_CALM) if slow else calm, seed=1)
+        )
         threshold = _threshold(make, windows)
         result["threshold"][who] = threshold
         result["delay"][who] = {
             kind: mean(
                 _delay(make(), threshold, data, pool, window, kinds[kind], seed)
-                for seed in range(3 if slow else runs)
+                for seed in range(min(runs, _ALIBI_RUNS) if slow else runs)
             )
             for kind in SHIFTS
             if kind != "missing"  # half of the others cannot take a missing value

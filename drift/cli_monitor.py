@@ -17,12 +17,10 @@ exit    meaning
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -81,11 +79,10 @@ def monitor(
         raise ConfigurationError(
             "--flush ends a stream, and without --once none ends", "add --once"
         )
-    found = MonitorsConfig((_one(uri=uri, **one),)) if config is None else _many(config, one)
+    found = _one(uri=uri, **one) if config is None else _many(config, one)
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s"
     )
-    _many_files()
     stopped = Event()
     _until_signal(stopped)
     service = Service(found.openings(), checks=found.checks, couriers=found.couriers)
@@ -124,7 +121,7 @@ def _one(
     profile: Path | None,
     reference: Path | None,
     version: int | None,
-) -> MonitorConfig:
+) -> MonitorsConfig:
     """One subject, by options."""
     what = {"--profile": profile, "--version": version} if model is None else {"--uri": uri}
     needed = {**what, "--blocks": blocks, "--state": state}
@@ -149,18 +146,18 @@ def _one(
         assert profile is not None
         assert version is not None
         name, number = DriftProfile.from_json(profile.read_bytes()).model, version
-    return MonitorConfig(
+    only = MonitorConfig(
         model=name,
         version=number,
         profile=profile,
         blocks=place_of(blocks),
-        state=state,
         deployment=deployment,
         reference=reference,
         registry=uri or "",
         sinks=tuple(sinks),
         options={"labels": labels},
     )
+    return MonitorsConfig((only,), state)
 
 
 COMMANDS: Sequence[click.Command] = (monitor,)
@@ -241,13 +238,6 @@ def _print(status: Sequence[SubjectStatus], as_json: bool) -> None:
         )
         for note in (*seen.notes, *filter(None, [_trouble(one)])):
             console.print(f"  {note}", markup=False)
-
-
-def _many_files() -> None:
-    """A lock for each subject is an open file: have as many as we may."""
-    with suppress(ValueError, OSError):
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _until_signal(stopped: Event) -> None:

@@ -42,7 +42,6 @@ from drift.catalogue import build
 from drift.checks import Check, Checked, check, not_checked
 from drift.cutter import Window, WindowCutter
 from drift.label_files import LabelFolder
-from drift.monitor_state import StateFolder
 from drift.open_rows import OpenRows, as_block
 from drift.performance import PerformanceWatch
 from drift.publishing import Publishing
@@ -102,13 +101,14 @@ class Monitor:
         self._rng = rng or np.random.default_rng()
         self._folder = open_blocks(watched.blocks)
         self._labels = None if watched.labels is None else LabelFolder(watched.labels)
-        self.state = StateFolder(watched.state, profile, durable=watched.durable)
+        self.state = watched.states.of(watched.subject.key, profile)
         try:
             self._open(sinks, couriers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self.state.close()
             raise MalformedRequestError(
-                f"the state in {watched.state} cannot be read: {error!r}",
+                f"the state of {watched.subject.key} in {watched.states.folder} cannot be read: "
+                f"{error!r}",
                 "restore it, or begin without it",
             ) from error
         except BaseException:
@@ -133,7 +133,7 @@ class Monitor:
             self._judge = Judge.from_json(profile, found["judge"])
             self._watch.restore(found["performance"])
         self._labels_read: list[str] = list(found.get("labels_read", ()))
-        self._reports: list[int] = list(found.get("reports", ()))
+        self._reports: list[int] = [int(index) for index in found.get("reports", ())]
         self._saved_reports = set(self._reports)
         self._level = Level(found.get("level", Level.OK))
         # Many that begin together are not all checked at once by schedule.
@@ -147,14 +147,15 @@ class Monitor:
         self._acknowledged = int(found.get("acknowledged", -1))
         self._published = Publishing(self.state, sinks, couriers, found.get("published", {}))
         self._asked: dict[int, Future[Checked]] = {}
-        self._waits_since = {i: self._now for i in self._reports if self.state.waits(i)}
+        waiting = set(self.state.waiting)
+        self._waits_since = {i: self._now for i in self._reports if i in waiting}
         self._entries: list[BlockFile] = []
         self._open_rows = OpenRows(self._folder, self._rng)
         self._saved_ms = 0
         self._due = False
-        self._prepared: tuple[list[int], list[int]] = [], []
+        self._prepared: list[int] = []
         self._told = False  # sinks took reports: worth saving, but not at once
-        self._dirty = self._open_rows.read_again(self._cutter)
+        self._dirty = self._open_rows.read_again(self._cutter) or not found
         self._judged(self._cutter.ready)
 
     def _as_before(self, state: str) -> WindowCutter:
@@ -162,8 +163,8 @@ class Monitor:
         watched, cutter = self.watched, WindowCutter.from_json(self._profile, state)
         if (cutter.rows, cutter.every_ms) != (watched.rows, watched.every_ms):
             raise ConfigurationError(
-                f"the state in {watched.state} has windows of {cutter.length}, and windows of "
-                f"{self._cutter.length} are asked for",
+                f"the state of {watched.subject.key} in {watched.states.folder} has windows of "
+                f"{cutter.length}, and windows of {self._cutter.length} are asked for",
                 "give the windows it has, or another folder for the state",
             )
         cutter.lateness_ms, cutter.ahead_ms = watched.lateness_ms, watched.ahead_ms
@@ -238,12 +239,11 @@ class Monitor:
     def save(self) -> None:
         """Save the state, and remove what it has counted."""
         self.prepare()
-        if self.watched.durable:
-            self.state.sync()
+        self.watched.states.commit()
         self.commit()
 
     def prepare(self) -> None:
-        """Write the state; it counts once it was confirmed (``state.sync``) and committed."""
+        """Write the state; it counts once the database is committed (``States.commit``)."""
         done = [
             index
             for index in self._reports
@@ -264,27 +264,33 @@ class Monitor:
                 "checked_ms": self._checked_ms,
                 "acknowledged": self._acknowledged,
                 "counts": self._counts,
-            }
+            },
+            done,
         )
-        self._prepared = left, done
+        self._prepared = left
 
     def commit(self) -> None:
         """The prepared state counts from here on, also if this process dies."""
-        left, done = self._prepared
+        left = self._prepared
         self.state.commit()
         self._reports, self._saved_reports = left, set(left)
         self._dirty = self._told = self._due = False
         self._saved_ms = self._now
-        self.state.remove(done)
         self._open_rows.forget(self._cutter.open)
         if self._labels is not None:
             self._labels_read = self._labels.put_away(self._labels_read)
 
+    def wind_up(self) -> bool:
+        """Take what threads have done; whether there is anything to save."""
+        self._collect()
+        self._due = self._dirty or self._told
+        return self._due
+
     def close(self) -> None:
         """Save, and let others have it."""
         try:
-            self._collect()
-            self.save()
+            if self.wind_up():
+                self.save()
             self._published.close()
         finally:
             self.state.close()
@@ -423,6 +429,8 @@ class Monitor:
 
     def _complete(self, index: int, checked: Checked) -> None:
         self.state.complete(index, checked)
+        self._saved_reports.discard(index)
+        self._dirty = True
         del self._waits_since[index]
 
     def _checked(self, index: int) -> Checked:

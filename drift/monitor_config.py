@@ -3,7 +3,7 @@
 ::
 
     format: chancery.monitors/v1
-    state: /var/lib/chancery/drift        # a folder below it for each subject
+    state: /var/lib/chancery/drift        # of all subjects; for this process alone
     blocks: /var/lib/chancery/blocks      # as recorders write: <model>/<version>/<deployment or _>
                                           # or s3://bucket/path, gs://bucket/path
     registry: governed+sqlite:///mlflow.db   # where versions are; by default MLflow's registry
@@ -54,7 +54,8 @@ from drift.alibi_process import AlibiProcess
 from drift.block_store import BlockPlace, place_of
 from drift.model_profile import load_profile
 from drift.monitor import Monitor
-from drift.places import blocks_folder, subject_folder
+from drift.monitor_state import States
+from drift.places import blocks_folder
 from drift.profile import DriftProfile
 from drift.reference import reference_sample
 from drift.report import Subject
@@ -80,7 +81,6 @@ class MonitorConfig:
         model, version, model_id, deployment, owner: See ``drift.report.Subject``.
         profile: A file; None: the registered version's own, with its sample, model and owner.
         blocks: Folder, or place in an object store.
-        state: Folder of its own.
         profile_digest: That the profile must have; empty: any.
         reference: A sample's file; None: none, or the registered version's.
         registry: Where the version is registered; empty: MLflow's registry.
@@ -92,7 +92,6 @@ class MonitorConfig:
     version: int
     profile: Path | None
     blocks: BlockPlace
-    state: Path
     model_id: str = ""
     deployment: str = ""
     owner: str = ""
@@ -108,11 +107,17 @@ class MonitorConfig:
 
     def open(
         self,
+        states: States,
         checks: Workers | None,
         couriers: Workers | None,
         alibi: AlibiProcess | None = None,
     ) -> Monitor:
         """Its monitor.
+
+        Args:
+            states: Where its state lies.
+            checks, couriers: Threads for checks and sinks; None: the monitor's own.
+            alibi: Where Alibi Detect runs.
 
         Raises:
             GovernanceError: profile, reference, sinks or state cannot be used.
@@ -123,7 +128,7 @@ class MonitorConfig:
             subject,
             profile,
             self.blocks,
-            self.state,
+            states,
             reference=reference,
             alibi=alibi if profile.backend == "alibi" else None,
             **self.options,
@@ -170,18 +175,20 @@ class MonitorsConfig:
 
     Attributes:
         monitors: In order.
+        state: Folder of their states.
         checks: Threads for confirmatory checks.
         couriers: Threads for sinks.
     """
 
     monitors: tuple[MonitorConfig, ...]
+    state: Path
     checks: int = 1
     couriers: int = 4
 
     def openings(self) -> list[Opening]:
         """For a ``Service``. One process of Alibi Detect serves all that ask for it."""
-        alibi = AlibiProcess()
-        return [Opening(one.key, partial(_opened, one, alibi)) for one in self.monitors]
+        alibi, states = AlibiProcess(), States(self.state)
+        return [Opening(one.key, partial(_opened, one, states, alibi)) for one in self.monitors]
 
     @classmethod
     def read(cls, path: Path) -> MonitorsConfig:
@@ -212,7 +219,6 @@ class MonitorsConfig:
             _monitor(
                 _Node({**defaults, **_mapping(one, f"{where}: monitors[{i}]")}, _at(where, i)),
                 base,
-                state,
                 None if blocks is None else place_of(blocks, base),
                 registry,
             )
@@ -222,20 +228,20 @@ class MonitorsConfig:
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice or not monitors:
             raise _mistake(where, f"names {twice[0]!r} twice" if twice else "names no monitors")
-        return cls(tuple(monitors), checks, couriers)
+        return cls(tuple(monitors), state, checks, couriers)
 
 
-def _opened(config: MonitorConfig, alibi: AlibiProcess, checks: Workers, to: Workers) -> Monitor:
-    return config.open(checks, to, alibi)
+def _opened(
+    config: MonitorConfig, states: States, alibi: AlibiProcess, checks: Workers, to: Workers
+) -> Monitor:
+    return config.open(states, checks, to, alibi)
 
 
 def _at(where: str, place: int) -> str:
     return f"{where}: monitors[{place}]"
 
 
-def _monitor(
-    node: _Node, base: Path, state: Path, blocks: BlockPlace | None, registry: str
-) -> MonitorConfig:
+def _monitor(node: _Node, base: Path, blocks: BlockPlace | None, registry: str) -> MonitorConfig:
     model, version = node.text("model"), node.whole("version")
     deployment = node.text("deployment", "")
     own = node.optional("blocks")
@@ -267,7 +273,6 @@ def _monitor(
             if own is None
             else place_of(own, base)
         ),
-        state=subject_folder(state, model, version, deployment),
         model_id=node.text("model_id", ""),
         deployment=deployment,
         owner=node.text("owner", ""),

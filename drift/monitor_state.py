@@ -1,34 +1,37 @@
-"""What a monitor keeps on disk: one state file, and a file for each report that is on its way.
+"""What monitors keep on disk: their states and the reports that are on their way, in one database.
 
-The state file is the point at which anything counts: it is written beside its place and renamed,
-so a process that dies leaves the old one or the new one, whole. It names the reports that are on
-their way; a report's file is written before the state that names it, and removed after one that
-does not. What nobody names is left over, and removed at the start. Before the state is renamed
-the disk confirms it and the reports that it names; many states can share that (``prepare``).
+Many monitors of one process share a folder, and in it one SQLite database: a file for each state
+and each report would be most of what a window costs. A monitor *prepares* its state; ``commit``
+makes everything that was prepared count, at once, once the disk has confirmed it. A process that
+dies leaves what was committed last, whole.
 
-A report with a sample beside it waits for its checks. ``complete`` writes the report anew, and then
-removes the sample. From there on the report does not change: a sink that sees it twice sees the
-same document.
+The state names the reports that are on their way. A report with a sample beside it waits for its
+checks; ``complete`` takes the sample away. A report that a committed state names and that waits for
+no checks does not change any more: a sink that sees it twice sees the same document.
 
-The folder belongs to one process at a time (a lock); another one is refused.
+The database belongs to one process at a time (SQLite's exclusive lock, which also makes do without
+shared memory, so that the folder may lie on a network's file system); another one is refused.
 
 Example::
 
-    with StateFolder(path, profile) as folder:
-        folder.put(report, sample)
-        folder.save({"cutter": ..., "reports": [4]})
+    states = States(Path("state"))
+    state = states.of("fraud/7/", profile)
+    state.put(report, sample)
+    state.prepare({"cutter": ..., "reports": [4]})
+    states.commit()
+    state.commit()
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import json
-import os
-from collections.abc import Iterable, Mapping
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from threading import RLock
+from typing import Any, get_type_hints
 
 from drift.blocks import Block, from_parquet, to_parquet
 from drift.checks import Checked
@@ -39,53 +42,188 @@ from drift.stored import plain, read
 from drift.window import WindowCounts
 from governance.errors import ConflictError, MalformedRequestError, TamperedError
 
-__all__ = ["StateFolder"]
+__all__ = ["FILE", "MonitorState", "States"]
+
+FILE = "monitors.sqlite"
+"""The database's name in its folder."""
 
 _FORMAT = "chancery.drift-monitor/v1"
-_BESIDE = ".state.json.part"
 _CACHED = 4
-_LIBC = ctypes.CDLL(None, use_errno=True)
+_RESTORE = "restore it, or begin without it"
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS states (subject TEXT PRIMARY KEY, document TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS reports (subject TEXT, number INTEGER, document TEXT NOT NULL, "
+    "sample BLOB, PRIMARY KEY (subject, number))",
+)
+_PUT_STATE = "INSERT OR REPLACE INTO states VALUES (?, ?)"
+_PUT_REPORT = "INSERT OR REPLACE INTO reports VALUES (?, ?, ?, ?)"
+_REMOVE_REPORT = "DELETE FROM reports WHERE subject = ? AND number = ?"
 
 
-class StateFolder:
-    """Of one subject; see the module.
+class States:
+    """The database in a folder; opened with the first subject, closed with the last.
 
     Args:
-        path: The folder; made if it is not there.
-        profile: The reports' counts are of.
-        durable: Have the disk confirm each state, so that it survives a loss of power. ``prepare``
-            leaves that to ``sync``, once for many.
-
-    Raises:
-        ConflictError: another process has it.
+        folder: Made if it is not there.
+        durable: Have the disk confirm what is committed, so that it survives a loss of power.
     """
 
-    def __init__(self, path: Path, profile: DriftProfile, *, durable: bool = True) -> None:
-        self.path = path
-        self._profile = profile
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self.folder = folder
         self._durable = durable
-        self._recent: dict[int, WindowReport] = {}
-        (path / "reports").mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._open: set[str] = set()
+        self._connection: sqlite3.Connection | None = None
+        self._mutex = RLock()  # sinks and checks read from threads of their own
+
+    def of(self, subject: str, profile: DriftProfile) -> MonitorState:
+        """The state of one subject.
+
+        Args:
+            subject: ``model/version/deployment``.
+            profile: That the reports' counts are of.
+
+        Raises:
+            ConflictError: it is open already, or another process has the folder.
+            MalformedRequestError: the file is no database.
+            OSError: the folder cannot be used.
+        """
+        with self._mutex:
+            if subject in self._open:
+                raise ConflictError(
+                    f"another monitor has the state of {subject} in {self.folder}",
+                    "run one monitor for each subject",
+                )
+            if self._connection is None:
+                self._connection = self._connected()
+            self._open.add(subject)
+        return MonitorState(self, subject, profile)
+
+    def _connected(self) -> sqlite3.Connection:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._told():
+            made = sqlite3.connect(
+                self.folder / FILE, timeout=0, isolation_level=None, check_same_thread=False
+            )
+            try:
+                made.execute("PRAGMA locking_mode = EXCLUSIVE")
+                made.execute("PRAGMA journal_mode = WAL")
+                made.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+                made.execute("BEGIN IMMEDIATE")
+                for table in _TABLES:
+                    made.execute(table)
+                made.execute("COMMIT")
+            except BaseException:
+                made.close()
+                raise
+        return made
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise ConflictError(
-                f"another monitor has the state in {path}", "run one monitor for each subject"
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise ConflictError(
+                    f"another monitor has the states in {self.folder}",
+                    "run one monitor for each folder of states",
+                ) from error
+            raise OSError(f"the states in {self.folder}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise  # a mistake of ours, not of the file
+            raise MalformedRequestError(
+                f"{self.folder / FILE} is no database of states: {error}", _RESTORE
             ) from error
 
-    def __enter__(self) -> Self:
-        return self
+    def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows of a statement, of what is committed or prepared.
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        Raises:
+            MalformedRequestError, OSError: the database cannot be read.
+        """
+        with self._mutex, self._told():
+            return self._used().execute(statement, values).fetchall()
+
+    def change(self, work: Iterable[tuple[str, Sequence[Sequence[Any]]]]) -> None:
+        """Execute statements, each for all of its values; all or none. It counts with ``commit``.
+
+        Raises:
+            MalformedRequestError, OSError: the database cannot be written.
+        """
+        with self._mutex, self._told():
+            used = self._used()
+            if not used.in_transaction:
+                used.execute("BEGIN")
+            used.execute("SAVEPOINT one")
+            try:
+                for statement, values in work:
+                    used.executemany(statement, values)
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    used.execute("ROLLBACK TO one")
+                raise
+            finally:
+                with suppress(sqlite3.Error):
+                    used.execute("RELEASE one")
+
+    def commit(self) -> None:
+        """Have everything that was prepared count, if this process dies or the power fails.
+
+        Raises:
+            MalformedRequestError, OSError: nothing of it counts.
+        """
+        with self._mutex:
+            used = self._used()
+            try:
+                with self._told():
+                    if used.in_transaction:
+                        used.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    used.execute("ROLLBACK")
+                raise
+
+    def _used(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise OSError(f"the states in {self.folder} are closed")
+        return self._connection
+
+    def let_go(self, subject: str) -> None:
+        """Let others have a subject; with the last one, the folder."""
+        with self._mutex:
+            self._open.discard(subject)
+            if not self._open and self._connection is not None:
+                connection, self._connection = self._connection, None
+                connection.close()
+
+
+class MonitorState:
+    """Of one subject; made by ``States.of``.
+
+    Args:
+        states: Where it lies.
+        subject: ``model/version/deployment``.
+        profile: The reports' counts are of.
+    """
+
+    def __init__(self, states: States, subject: str, profile: DriftProfile) -> None:
+        self.states = states
+        self.subject = subject
+        self._profile = profile
+        self._recent: dict[int, WindowReport] = {}
+        self._unsaved: dict[int, tuple[WindowReport, bytes | None]] = {}
+        self._preparing: tuple[int, ...] = ()
+        self._closed = False
 
     def close(self) -> None:
         """Let others have it."""
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
+        if not self._closed:
+            self._closed = True
+            self.states.let_go(self.subject)
+
+    def _where(self, what: str = "the state") -> str:
+        return f"{what} of {self.subject} in {self.states.folder}"
 
     # -- the state
 
@@ -96,154 +234,136 @@ class StateFolder:
             MalformedRequestError: it is no state.
             TamperedError: of another profile.
         """
-        place = self.path / "state.json"
-        document: Any
+        found = self.states.query("SELECT document FROM states WHERE subject = ?", self.subject)
+        if not found:
+            return None
         try:
-            document = json.loads(place.read_bytes())
-        except FileNotFoundError:
-            document = None
-        except ValueError as error:
+            document = json.loads(found[0][0])
+        except (ValueError, TypeError) as error:
             raise MalformedRequestError(
-                f"{place} is no state of a monitor: {error}", "restore it, or begin without it"
+                f"{self._where()} is no state of a monitor: {error}", _RESTORE
             ) from error
-        if document is not None:
-            if not isinstance(document, dict) or document.get("format") != _FORMAT:
-                raise MalformedRequestError(
-                    f"{place} is no state of a monitor", "restore it, or begin without it"
-                )
-            if document.get("profile") != self._profile.digest:
-                raise TamperedError(
-                    f"{place} was made with the profile {str(document.get('profile'))[:12]}…, not "
-                    f"with {self._profile.digest[:12]}…",
-                    "give the profile of the served version, or another folder for the state",
-                )
-        found: dict[str, Any] | None = document
-        self._remove_all_but((found or {}).get("reports", ()))
-        return found
+        if not isinstance(document, dict) or document.get("format") != _FORMAT:
+            raise MalformedRequestError(f"{self._where()} is no state of a monitor", _RESTORE)
+        if document.get("profile") != self._profile.digest:
+            raise TamperedError(
+                f"{self._where()} was made with the profile {str(document.get('profile'))[:12]}…, "
+                f"not with {self._profile.digest[:12]}…",
+                "give the profile of the served version, or another folder for the state",
+            )
+        return document
 
-    def save(self, document: Mapping[str, Any]) -> None:
-        """Replace the state.
+    def prepare(self, document: Mapping[str, Any], done: Iterable[int] = ()) -> None:
+        """Write the state, and the reports put here since the one before.
 
         Args:
             document: For JSON; ``reports`` names those on their way.
+            done: Reports that nobody needs any more.
         """
-        self.prepare(document)
-        if self._durable:
-            self.sync()
-        self.commit()
-
-    def prepare(self, document: Mapping[str, Any]) -> None:
-        """Write a state that ``commit`` puts in place."""
         whole = {"format": _FORMAT, "profile": self._profile.digest, **document}
-        (self.path / _BESIDE).write_bytes(json.dumps(whole).encode())
-
-    def sync(self) -> None:
-        """Have the disk confirm what was written to its file system, by whomever.
-
-        Raises:
-            OSError: it does not.
-        """
-        if _LIBC.syncfs(self._lock) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(self.path))
-
-    @property
-    def device(self) -> int:
-        """The file system; ``sync`` on one state is enough for all on it."""
-        return os.fstat(self._lock).st_dev
+        reports = [
+            (self.subject, index, self._document(report), sample)
+            for index, (report, sample) in self._unsaved.items()
+        ]
+        self.states.change(
+            (
+                (_PUT_STATE, [(self.subject, json.dumps(whole))]),
+                (_PUT_REPORT, reports),
+                (_REMOVE_REPORT, [(self.subject, index) for index in done]),
+            )
+        )
+        self._preparing = tuple(self._unsaved)
 
     def commit(self) -> None:
-        """Put the prepared state in place."""
-        os.replace(self.path / _BESIDE, self.path / "state.json")
-
-    def _write(self, place: Path, data: bytes) -> None:
-        beside = place.with_name(f".{place.name}.part")
-        beside.write_bytes(data)
-        os.replace(beside, place)
+        """What was prepared is committed."""
+        for index in self._preparing:
+            self._unsaved.pop(index, None)
+        self._preparing = ()
 
     # -- reports on their way
 
     def put(self, report: WindowReport, sample: Block | None = None) -> None:
         """Keep a report; with a sample, it waits for its checks."""
-        index = report.verdict.index
-        if sample is not None:
-            self._write(self._sample(index), to_parquet(sample))
-        self._put(report)
+        self._put(report, None if sample is None else to_parquet(sample))
 
-    def _put(self, report: WindowReport) -> None:
+    def _put(self, report: WindowReport, sample: bytes | None) -> None:
+        index = report.verdict.index
+        self._unsaved[index] = report, sample
+        self._recent[index] = report
+        while len(self._recent) > _CACHED:
+            del self._recent[next(iter(self._recent))]
+
+    @staticmethod
+    def _document(report: WindowReport) -> str:
         document = {
             field.name: plain(getattr(report, field.name))
             for field in fields(report)
             if field.name != "counts"
         }
         document["counts"] = report.counts.to_dict()
-        self._write(self._report(report.verdict.index), json.dumps(document).encode())
-        self._recent[report.verdict.index] = report
-        while len(self._recent) > _CACHED:
-            del self._recent[next(iter(self._recent))]
+        return json.dumps(document)
+
+    @property
+    def waiting(self) -> list[int]:
+        """Saved reports that wait for their checks."""
+        found = self.states.query(
+            "SELECT number FROM reports WHERE subject = ? AND sample IS NOT NULL", self.subject
+        )
+        return [index for (index,) in found]
+
+    @property
+    def saved(self) -> list[int]:
+        """Reports that are saved."""
+        found = self.states.query("SELECT number FROM reports WHERE subject = ?", self.subject)
+        return [index for (index,) in found]
 
     def report(self, index: int) -> WindowReport:
         """One that was put here.
 
         Raises:
-            MalformedRequestError: its file was changed.
+            MalformedRequestError: it was changed, or is gone.
             OSError: it cannot be read.
         """
-        recent = self._recent.get(index)
+        unsaved, recent = self._unsaved.get(index), self._recent.get(index)
         if recent is not None:
             return recent
-        place = self._report(index)
-        where = f"{place} "
+        if unsaved is not None:
+            return unsaved[0]
+        where = self._where(f"report {index}")
+        found = self.states.query(
+            "SELECT document FROM reports WHERE subject = ? AND number = ?", self.subject, index
+        )
         try:
-            document = json.loads(place.read_bytes())
+            document = json.loads(found[0][0])
             counts = document.pop("counts")
             hints = get_type_hints(WindowReport)
-            found = {name: read(hints[name], one, where + name) for name, one in document.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            parts = {
+                name: read(hints[name], one, f"{where}: {name}") for name, one in document.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise MalformedRequestError(
-                f"{place} is no report: {error}", "restore it from a copy of the state"
+                f"{where} is no report: {error}", "restore it from a copy of the state"
             ) from error
         return WindowReport(
-            counts=WindowCounts.from_fields(self._profile, Fields(counts, where)), **found
+            counts=WindowCounts.from_fields(self._profile, Fields(counts, where)), **parts
         )
 
     def sample(self, index: int) -> Block | None:
         """What a report's checks are made of; None: it waits for none.
 
         Raises:
-            MalformedRequestError: its file was changed.
+            MalformedRequestError: it was changed.
         """
-        try:
-            data = self._sample(index).read_bytes()
-        except FileNotFoundError:
-            return None
-        return from_parquet(data, self._sample(index).name)
-
-    def waits(self, index: int) -> bool:
-        """Whether a report waits for its checks."""
-        return self._sample(index).exists()
+        unsaved = self._unsaved.get(index)
+        data = None if unsaved is None else unsaved[1]
+        if unsaved is None:
+            found = self.states.query(
+                "SELECT sample FROM reports WHERE subject = ? AND number = ?", self.subject, index
+            )
+            data = found[0][0] if found else None
+        return None if data is None else from_parquet(data, self._where(f"the sample {index}"))
 
     def complete(self, index: int, checked: Checked) -> None:
-        """The checks of a report were made."""
-        report = self.report(index)
-        self._put(replace(report, findings=checked.findings, slices=checked.slices))
-        self._sample(index).unlink(missing_ok=True)
-
-    def remove(self, indices: Iterable[int]) -> None:
-        """Reports that no saved state names any more."""
-        for index in indices:
-            self._recent.pop(index, None)
-            self._report(index).unlink(missing_ok=True)
-            self._sample(index).unlink(missing_ok=True)
-
-    def _remove_all_but(self, indices: Iterable[int]) -> None:
-        named = {place.name for i in indices for place in (self._report(i), self._sample(i))}
-        for place in (self.path / "reports").iterdir():
-            if place.name not in named:
-                place.unlink(missing_ok=True)
-
-    def _report(self, index: int) -> Path:
-        return self.path / "reports" / f"{index:016d}.json"
-
-    def _sample(self, index: int) -> Path:
-        return self.path / "reports" / f"{index:016d}.parquet"
+        """The checks of a report were made; it is to be saved."""
+        report = replace(self.report(index), findings=checked.findings, slices=checked.slices)
+        self._put(report, None)

@@ -1,4 +1,4 @@
-"""Where blocks and states of a subject lie below a common folder.
+"""Where the files of a subject lie below a common folder.
 
 ``<root>/<model>/<version>/<deployment>``, each name as one part of a path: what is no letter,
 digit, ``_``, ``-`` or ``.`` is percent-encoded. A subject without deployment has ``_``.
@@ -19,7 +19,7 @@ __all__ = ["blocks_folder", "subject_folder"]
 
 
 def subject_folder(root: Path, model: str, version: int | str, deployment: str) -> Path:
-    """Of a monitor's state."""
+    """Of anything local: profiles, reports."""
     return root.joinpath(*_parts(model, version, deployment))
 
 

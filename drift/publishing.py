@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from drift.monitor_state import StateFolder
+from drift.monitor_state import MonitorState
 from drift.report import Sink
 from drift.workers import Workers
 from governance.errors import GovernanceError
@@ -70,7 +70,7 @@ class Publishing:
 
     def __init__(
         self,
-        state: StateFolder,
+        state: MonitorState,
         sinks: Mapping[str, Sink],
         couriers: Workers | None,
         published: Mapping[str, int],

@@ -1,11 +1,11 @@
 """Many monitors in one process, each for itself.
 
 One thread goes round the subjects, a bounded step for each, and then saves their states, which the
-disk confirms together; confirmatory checks and sinks have a
-few threads of their own. A subject that fails (its folder is gone, its state was changed, its
-profile is another's) is closed without saving, told, and opened anew from its saved state after a
-pause that doubles from a second to five minutes; the others go on. Opening is part of that: a
-subject that cannot be opened at the start is tried again too.
+disk confirms together; confirmatory checks and sinks have a few threads of their own. A subject
+that fails (its folder is gone, its state was changed, its profile is another's) is closed without
+saving, told, and opened anew from its saved state after a pause that doubles from a second to five
+minutes; the others go on. Opening is part of that: a subject that cannot be opened at the start is
+tried again too.
 
 Example::
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from drift.monitor import Monitor
+from drift.monitor_state import States
 from drift.status import MonitorStatus
 from drift.workers import Workers
 from governance.errors import GovernanceError
@@ -175,6 +176,9 @@ class Service:
         self._checks.close()
         self._couriers.close()
         for place in self._places:
+            self._tried(place, Monitor.wind_up)
+        self._save()
+        for place in self._places:
             monitor, place.monitor = place.monitor, None
             if monitor is None:
                 continue
@@ -202,23 +206,29 @@ class Service:
     def _save(self) -> bool:
         """States that are due, confirmed by the disk together: one by one is most of the time."""
         due = [p for p in self._places if p.monitor is not None and p.monitor.save_due]
-        devices: set[int] = set()
-        for phase in ("prepare", "sync", "commit"):
-            for place in due:
-                monitor = place.monitor
-                if monitor is None:
-                    continue  # it failed a phase before
-                try:
-                    if phase == "prepare":
-                        monitor.prepare()
-                    elif phase == "commit":
-                        monitor.commit()
-                    elif monitor.watched.durable and monitor.state.device not in devices:
-                        monitor.state.sync()
-                        devices.add(monitor.state.device)
-                except Exception as error:  # noqa: BLE001 - one subject's; the others go on
+        prepared: dict[States, list[_Place]] = {}
+        for place in due:
+            self._tried(place, Monitor.prepare)
+            if place.monitor is not None:
+                prepared.setdefault(place.monitor.watched.states, []).append(place)
+        for states, places in prepared.items():
+            try:
+                states.commit()
+            except Exception as error:  # noqa: BLE001 - theirs; the others go on
+                for place in places:
                     self._failed(place, error)
+            for place in places:
+                self._tried(place, Monitor.commit)
         return bool(due)
+
+    def _tried(self, place: _Place, act: Callable[[Monitor], object]) -> None:
+        """With a subject's monitor, where it has one; one subject's failure stops no other."""
+        if place.monitor is None:
+            return
+        try:
+            act(place.monitor)
+        except Exception as error:  # noqa: BLE001
+            self._failed(place, error)
 
     def _step(self, place: _Place) -> bool:
         monitor = place.monitor

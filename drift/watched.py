@@ -8,6 +8,7 @@ from pathlib import Path
 from drift.alibi_process import AlibiProcess
 from drift.block_store import BlockPlace
 from drift.checks import DETECTORS
+from drift.monitor_state import States
 from drift.profile import DriftProfile
 from drift.report import Subject
 from drift.sample import Sample
@@ -26,7 +27,7 @@ class Watched:
         subject: Model, version, deployment.
         profile: What it is compared with; its digest is the subject's.
         blocks: Where recorders deliver to.
-        state: Folder of its own for the monitor.
+        states: Where its state lies.
         rows: W, to cut by count; None with ``every_ms`` None: the profile's.
         every_ms: Length of a stretch, to cut by time.
         lateness_ms, ahead_ms: See ``drift.cutter``.
@@ -40,14 +41,13 @@ class Watched:
         check_wait_ms: That a report waits for a check to begin; then it says that there was none.
         most_reports: That wait for sinks; beyond it, blocks wait.
         save_every_ms: Between two states, while there is more to do.
-        durable: Have the disk confirm each state.
         alibi: Where Alibi Detect runs; None: a process for each call.
     """
 
     subject: Subject
     profile: DriftProfile
     blocks: BlockPlace
-    state: Path
+    states: States
     rows: int | None = None
     every_ms: int | None = None
     lateness_ms: int = 60_000
@@ -62,7 +62,6 @@ class Watched:
     check_wait_ms: int = 60_000
     most_reports: int = 256
     save_every_ms: int = 1_000
-    durable: bool = True
     alibi: AlibiProcess | None = None
 
     def __post_init__(self) -> None:

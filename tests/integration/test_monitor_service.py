@@ -33,7 +33,14 @@ from drift.service import Opening, Service
 from drift.workers import Workers
 from governance.clock import now_ms
 from governance.errors import ConfigurationError
-from tests.unit.drift.monitor_world import PROFILE, World, block_of, reference_sample
+from tests.unit.drift.monitor_world import (
+    PROFILE,
+    World,
+    block_of,
+    reference_sample,
+    store_state,
+    stored_state,
+)
 from tests.unit.drift.reference import reference_rows
 
 
@@ -61,8 +68,9 @@ def block_now(number: int, version: int = 7, **change: Any) -> Block:
 
 
 def reports_of(root: Path, version: int) -> list[dict[str, Any]]:
-    folder = root / "reports" / "fraud" / str(version)
-    return [json.loads(place.read_bytes()) for place in sorted(folder.glob("*.json"))]
+    files = sorted((root / "reports" / "fraud" / str(version) / "_").glob("*.jsonl"))
+    lines = [line for file in files for line in file.read_bytes().splitlines(keepends=True)]
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 # -- the service
@@ -73,10 +81,8 @@ def test_a_subject_that_fails_stops_nobody(tmp_path: Path) -> None:
     for version in (1, 2, 3):
         for number in range(2):
             folder_of(tmp_path, version).write(block_now(number, version))
-    state = tmp_path / "state" / "fraud" / "2" / "_"
-    state.mkdir(parents=True)
-    (state / "state.json").write_text("{")
     found = MonitorsConfig.read(config)
+    store_state(tmp_path / "state", "{", "fraud/2/")
     status = Service(found.openings()).once()
     assert [one.trouble != "" for one in status] == [False, True, False]
     assert "no state of a monitor" in status[1].trouble
@@ -242,9 +248,9 @@ def test_a_check_of_an_odd_sample_is_trouble() -> None:
 # -- killed
 
 
-def _kill_when(process: subprocess.Popen[bytes], place: Path, pattern: str, count: int) -> None:
+def _kill_when(process: subprocess.Popen[bytes], root: Path, reports: int) -> None:
     deadline = time.monotonic() + 120
-    while len(list(place.rglob(pattern))) < count:
+    while len(reports_of(root, 7)) < reports:
         assert process.poll() is None, process.stderr
         assert time.monotonic() < deadline, "the monitor does not get on"
         time.sleep(0.005)
@@ -284,7 +290,7 @@ def test_killed_again_and_again_no_window_is_lost_and_none_counted_twice(
         if place in (14, 29, 44):
             process = _started(config)
             ended.append(process)
-            _kill_when(process, tmp_path / "reports", "*.json", (place + 1) * 70 // 500 - 1)
+            _kill_when(process, tmp_path, (place + 1) * 70 // 500 - 1)
     process = _started(config)
     ended.append(process)
     deadline = time.monotonic() + 120
@@ -300,7 +306,7 @@ def test_killed_again_and_again_no_window_is_lost_and_none_counted_twice(
     assert [report["verdict"]["index"] for report in reports] == list(range(8))
     assert {report["verdict"]["rows"] for report in reports} == {500}
     assert all(report["tally"]["duplicate_blocks"] == 0 for report in reports)
-    state = json.loads((tmp_path / "state" / "fraud" / "7" / "_" / "state.json").read_bytes())
+    state = json.loads(stored_state(tmp_path / "state"))
     assert state["counts"]["rows"] == 4200
     assert sum(w["counts"]["rows"] for w in json.loads(state["cutter"])["open"]) == 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from drift.block_rows import sample_of
 from drift.blocks import Block
 from drift.columns import columns_of, joined
 from drift.monitor import Monitor
+from drift.monitor_state import States
 from drift.profile import DriftProfile
 from drift.report import Sink, Subject, WindowReport
 from drift.rules import Rules
 from drift.sample import Sample
 from drift.watched import Watched
+from drift.window import WindowCounts, count_rows
 from tests.unit.drift.reference import live_rows, small_profile
 
 PROFILE = small_profile(20_000, 500, rules=Rules(min_rows=100))
@@ -72,6 +75,23 @@ def reference_sample(profile: DriftProfile = PROFILE, rows: int = 1500) -> Sampl
     return sample_of(profile, inputs, joined([(rows, columns_of(outputs, rows))]))
 
 
+def stored_state(folder: Path, subject: str = "fraud/7/") -> str:
+    """The state of a subject as it lies in a folder that no monitor has open."""
+    states = States(folder)
+    with closing(states.of(subject, PROFILE)):
+        ((document,),) = states.query("SELECT document FROM states WHERE subject = ?", subject)
+    return str(document)
+
+
+def store_state(folder: Path, document: str, subject: str = "fraud/7/") -> None:
+    """Put a state of a subject into such a folder, whatever it is."""
+    states = States(folder)
+    with closing(states.of(subject, PROFILE)):
+        put = "INSERT OR REPLACE INTO states VALUES (?, ?)"
+        states.change([(put, [(subject, document)])])
+        states.commit()
+
+
 @dataclass
 class Notes:
     """A sink that keeps what it took, and raises while it is away."""
@@ -119,9 +139,8 @@ class World:
             "subject": subject_of(self.profile),
             "profile": self.profile,
             "blocks": self.path / "blocks",
-            "state": self.path / "state",
+            "states": States(self.path / "state", durable=False),
             "save_every_ms": 0,
-            "durable": False,
         }
         return Watched(**{**plain, **change})
 
@@ -137,3 +156,20 @@ class World:
             if not monitor.step() and not monitor.busy:
                 return
         raise AssertionError("the monitor never comes to rest")
+
+
+def counted(world: World) -> WindowCounts:
+    """All that was reported, as one window."""
+    total = WindowCounts.empty(world.profile)
+    for report in world.notes.reports:
+        total = total + report.counts
+    return total
+
+
+def straight(world: World, *blocks: Any) -> WindowCounts:
+    """The same rows, counted at once."""
+    total = WindowCounts.empty(world.profile)
+    for one in blocks:
+        table = {**one.inputs, **one.outputs}
+        total = total + count_rows(world.profile, table, times_ms=one.time_ms)
+    return total

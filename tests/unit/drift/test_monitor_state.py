@@ -1,0 +1,177 @@
+"""What a monitor keeps: for itself alone, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drift.monitor_state import FILE, States
+from drift.profile import DriftProfile
+from governance.errors import (
+    ConfigurationError,
+    ConflictError,
+    MalformedRequestError,
+    RefusedError,
+    TamperedError,
+)
+from tests.unit.drift.monitor_world import (
+    PROFILE,
+    Notes,
+    World,
+    block_of,
+    store_state,
+    stored_state,
+)
+from tests.unit.drift.reference import small_profile
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+# -- who may use a state
+
+
+def test_a_profile_of_another_model_is_refused(world: World) -> None:
+    other = small_profile(5000, 100)
+    document = json.loads(other.to_json())
+    document["model"] = "loans"
+    wrong = DriftProfile.from_json(json.dumps(document))
+    with pytest.raises(RefusedError, match="belongs to the model 'loans'"):
+        world.monitor(profile=wrong)
+
+
+def test_a_tampered_profile_is_refused(world: World) -> None:
+    document = json.loads(PROFILE.to_json())
+    document["rules"]["alert_esr"] = "1000000.0"
+    changed = DriftProfile.from_json(json.dumps(document))
+    with pytest.raises(TamperedError, match="was signed"):
+        world.monitor(profile=changed)
+
+
+def test_a_state_belongs_to_one_monitor_and_one_profile(world: World) -> None:
+    monitor = world.monitor()
+    monitor.save()
+    with pytest.raises(ConflictError, match="another monitor"):
+        world.monitor()
+    monitor.close()
+    world.profile = small_profile(5000, 100)
+    with pytest.raises(TamperedError, match="was made with the profile"):
+        world.monitor()
+    world.profile = PROFILE
+    with pytest.raises(ConfigurationError, match="windows of 500 rows"):
+        world.monitor(rows=100)
+
+
+def test_a_state_that_was_cut_short_is_refused(world: World) -> None:
+    monitor = world.monitor()
+    monitor.close()
+    folder = world.path / "state"
+    whole = stored_state(folder)
+    store_state(folder, whole[:-10])
+    with pytest.raises(MalformedRequestError, match="no state of a monitor"):
+        world.monitor()
+    document = json.loads(whole)
+    for change in ({"counts": 3}, {"level": "bad"}, {"reports": ["a"]}, {"cutter": "{}"}):
+        store_state(folder, json.dumps({**document, **change}))
+        with pytest.raises(MalformedRequestError):
+            world.monitor()
+    store_state(folder, json.dumps({"format": document["format"], "profile": document["profile"]}))
+    with pytest.raises(MalformedRequestError, match="cannot be read"):
+        world.monitor()
+    (folder / FILE).unlink()
+    world.monitor().close()
+
+
+def test_a_report_is_published_only_once_it_is_saved(world: World) -> None:
+    seen: list[list[int]] = []
+
+    class Looks(Notes):
+        def publish(self, report: Any) -> None:
+            # A crash now leaves this: the database without what is not committed.
+            copy = shutil.copytree(world.path / "state", world.path / f"copy-{len(seen)}")
+            state = json.loads(stored_state(copy))
+            seen.append([report.verdict.index, *state["reports"]])
+
+    world.sinks = {"looks": Looks()}
+    for i in range(6):
+        world.blocks.write(block_of(i))
+    world.run(world.monitor())
+    assert [one[0] for one in seen] == [0, 1, 2]
+    assert all(one[0] in one[1:] for one in seen)
+
+
+def test_what_is_no_database_is_refused_and_left_alone(world: World) -> None:
+    world.monitor().close()
+    place = world.path / "state" / FILE
+    place.write_bytes(b"no database" * 1000)
+    with pytest.raises(MalformedRequestError, match="no database of states"):
+        world.monitor()
+    assert place.read_bytes().startswith(b"no database")
+
+
+def test_a_folder_of_states_belongs_to_one_process(world: World) -> None:
+    """SQLite's lock; another connection stands for another process, which it treats alike."""
+    monitor = world.monitor()
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        sqlite3.connect(world.path / "state" / FILE, timeout=0).execute("SELECT * FROM states")
+    with pytest.raises(ConflictError, match="another monitor has the states"):
+        States(world.path / "state").of("loans/1/", PROFILE)
+    monitor.close()
+    States(world.path / "state").of("loans/1/", PROFILE).close()
+
+
+def test_subjects_share_a_database_and_commit_together(tmp_path: Path) -> None:
+    states = States(tmp_path)
+    one, other = states.of("fraud/7/", PROFILE), states.of("loans/1/", PROFILE)
+    one.prepare({"reports": []})
+    other.prepare({"reports": [3]})
+    crashed = States(shutil.copytree(tmp_path, tmp_path / "crashed")).of("fraud/7/", PROFILE)
+    assert crashed.load() is None  # prepared is not committed
+    crashed.close()
+    states.commit()
+    one.close()
+    other.close()
+    again = States(tmp_path)
+    assert (again.of("fraud/7/", PROFILE).load() or {})["reports"] == []
+    assert (again.of("loans/1/", PROFILE).load() or {})["reports"] == [3]
+
+
+def test_a_state_that_fails_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """A report that the database does not take: its subject's state is not there either."""
+    states = States(tmp_path)
+    one, other = states.of("fraud/7/", PROFILE), states.of("loans/1/", PROFILE)
+    other.prepare({"reports": []})
+    with pytest.raises(sqlite3.ProgrammingError):
+        states.change(
+            [
+                ("INSERT OR REPLACE INTO states VALUES (?, ?)", [("fraud/7/", "{}")]),
+                ("INSERT INTO reports VALUES (?, ?, ?, ?)", [("too few",)]),
+            ]
+        )
+    states.commit()
+    assert one.load() is None
+    assert other.load() is not None
+
+
+def test_where_the_disk_is_full_nothing_counts_and_it_goes_on_later(tmp_path: Path) -> None:
+    states = States(tmp_path)
+    one = states.of("fraud/7/", PROFILE)
+    one.prepare({"reports": []})
+    states.commit()
+    ((pages,),) = states.query("PRAGMA page_count")
+    states.query(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OSError, match="full"):
+        one.prepare({"reports": [1], "more": "x" * 100_000})
+    states.commit()
+    assert (one.load() or {})["reports"] == []
+    states.query(f"PRAGMA max_page_count = {pages + 1000}")
+    one.prepare({"reports": [1], "more": "x" * 100_000})
+    states.commit()
+    assert (one.load() or {})["reports"] == [1]
