@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from heapq import merge
@@ -37,6 +38,11 @@ _NAME = re.compile(
     r"(?P<source>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})~(?P<sequence>[0-9]{12})~(?P<first>-?[0-9]{1,16})"
     r"~(?P<last>-?[0-9]{1,16})~(?P<rows>[0-9]{1,9})~(?P<id>[0-9a-f]{32})\.parquet"
 )
+_SETTLED_NS = 100_000_000
+"""A folder that changed longer ago shows the next change by another time: file systems count in a
+few milliseconds."""
+_LISTED_FOR_NS = 5_000_000_000
+"""And where one counts in seconds, or its clock is not ours, a block is seen this much later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,8 @@ class BlockFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._listed: list[str] = []
+        self._listed_ns, self._changed_ns = 0, 0  # of it, and of the folder then; 0: not settled
 
     def write(self, block: Block) -> BlockFile:
         """A block, whole or not at all; the same block again changes nothing.
@@ -146,11 +154,15 @@ class BlockFolder:
         Args:
             after: Source → the last sequence number that was read already.
         """
+        now_ns = time.time_ns()
         try:
-            names = os.listdir(self.path)
+            changed_ns = os.stat(self.path).st_mtime_ns
+            if changed_ns != self._changed_ns or now_ns - self._listed_ns > _LISTED_FOR_NS:
+                self._listed, self._listed_ns = os.listdir(self.path), now_ns
+                self._changed_ns = changed_ns if now_ns - changed_ns > _SETTLED_NS else 0
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return in_order(names, after)
+        return in_order(self._listed, after) if self._listed else []
 
     def read(self, entry: BlockFile) -> Block:
         """A block.

@@ -192,10 +192,10 @@ def from_parquet(data: bytes, name: str = "a block") -> Block:
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         _check_size(file.metadata)
-        for column in file.schema_arrow:
-            if column.type not in (pa.float64(), pa.int64(), pa.bool_(), pa.string()):
-                raise ValueError(f"column {column.name!r} is of type {column.type}")
-        document = parse_json((file.schema_arrow.metadata or {})[_KEY])
+        schema = file.schema_arrow
+        if not {pa.float64(), pa.int64(), pa.bool_(), pa.string()}.issuperset(schema.types):
+            raise ValueError(f"its columns are of the types {sorted(set(map(str, schema.types)))}")
+        document = parse_json((schema.metadata or {})[_KEY])
         if document["format"] != _FORMAT:
             raise ValueError(f"its format is {document['format']!r}")
         return _read(document, file.read(use_threads=False))
@@ -220,7 +220,8 @@ def _read(document: dict[str, Any], table: Any) -> Block:
     if len(set(names)) != len(names):
         raise ValueError("two columns have the same name")
     coded = set(document["json"])
-    columns = {name: _from_arrow(table.column(name), name in coded) for name in names}
+    arrays = zip(names, table.columns, strict=True)
+    columns = {name: _from_arrow(array, name in coded) for name, array in arrays}
     if columns["time_ms"].dtype != np.int64 or columns["request_row"].dtype != np.int64:
         raise ValueError("its times or rows are no whole numbers")
     plain: dict[str, Any] = {}
@@ -254,12 +255,13 @@ def _under(prefix: str, columns: Mapping[str, Column]) -> dict[str, Column]:
 
 
 def _from_arrow(column: Any, is_json: bool) -> Column:
-    listed = column.to_pylist() if str(column.type) == "string" else None
-    if listed is None:
-        if column.null_count and str(column.type) != "double":
+    kind = str(column.type)
+    if kind != "string":
+        if column.null_count and kind != "double":
             raise ValueError("a number is missing where none can be")
         values: Column = column.to_numpy()
         return values
+    listed = column.to_pylist()
     if is_json:
         listed = [None if value is None else json.loads(value) for value in listed]
     found = np.empty(len(listed), dtype=object)

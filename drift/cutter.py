@@ -30,8 +30,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,9 +96,13 @@ class Tally:
         """Whether there is anything to tell."""
         return self != Tally()
 
+    def to_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
     @classmethod
     def from_fields(cls, fields: Fields) -> Tally:
-        """Inverse of ``dataclasses.asdict``."""
+        """Inverse of ``to_dict``."""
         tally = cls(**{name: fields.integer(name, 0) for name in cls.__slots__})
         fields.done()
         return tally
@@ -220,7 +225,8 @@ class WindowCutter:
         pieces = []
         split = tuple(self._split(kept, times))
         for index, places in split:
-            part = {name: values[places] for name, values in columns.items()}
+            whole = len(places) == rows
+            part = columns if whole else {name: one[places] for name, one in columns.items()}
             pieces.append((index, count_columns(self._profile, part, len(places), times[places])))
         # Nothing is changed above this line, and nothing fails below.
         self._remember(block.source, block.number)
@@ -355,38 +361,41 @@ class WindowCutter:
         self._tell(lost_blocks=lost, forgotten_sources=forgotten)
 
     def _tell(self, **more: int) -> None:
+        if not any(more.values()):
+            return
+
         def added(tally: Tally) -> Tally:
             return replace(tally, **{name: getattr(tally, name) + n for name, n in more.items()})
 
         self._untold, self.total = added(self._untold), added(self.total)
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all of the state, format ``chancery.drift-cutter/v1``."""
+        return {
+            "format": FORMAT,
+            "profile": self._profile.digest,
+            "rows": self.rows,
+            "every_ms": self.every_ms,
+            "lateness_ms": self.lateness_ms,
+            "ahead_ms": self.ahead_ms,
+            "newest_ms": self._newest,
+            "next": self._next,
+            "open": [{"index": i, "counts": self._open[i].to_dict()} for i in sorted(self._open)],
+            "ready": [
+                {"index": w.index, "counts": w.counts.to_dict(), "tally": w.tally.to_dict()}
+                for w in self._ready
+            ],
+            "seen": [
+                {"source": source, "floor": seen.floor, "above": seen.above}
+                for source, seen in self._seen.items()
+            ],
+            "untold": self._untold.to_dict(),
+            "total": self.total.to_dict(),
+        }
+
     def to_json(self) -> bytes:
-        """All of the state, format ``chancery.drift-cutter/v1``."""
-        return canonical_json(
-            {
-                "format": FORMAT,
-                "profile": self._profile.digest,
-                "rows": self.rows,
-                "every_ms": self.every_ms,
-                "lateness_ms": self.lateness_ms,
-                "ahead_ms": self.ahead_ms,
-                "newest_ms": self._newest,
-                "next": self._next,
-                "open": [
-                    {"index": i, "counts": self._open[i].to_dict()} for i in sorted(self._open)
-                ],
-                "ready": [
-                    {"index": w.index, "counts": w.counts.to_dict(), "tally": asdict(w.tally)}
-                    for w in self._ready
-                ],
-                "seen": [
-                    {"source": source, "floor": seen.floor, "above": seen.above}
-                    for source, seen in self._seen.items()
-                ],
-                "untold": asdict(self._untold),
-                "total": asdict(self.total),
-            }
-        )
+        """``to_dict`` as canonical JSON."""
+        return canonical_json(self.to_dict())
 
     @classmethod
     def from_json(cls, profile: DriftProfile, data: bytes | str) -> WindowCutter:
@@ -395,7 +404,12 @@ class WindowCutter:
         Raises:
             MalformedRequestError: not such a document, or the state of another profile.
         """
-        fields = Fields.parse(data, FORMAT, "state of drift windows")
+        return cls.from_fields(profile, Fields.parse(data, FORMAT, "state of drift windows"))
+
+    @classmethod
+    def from_fields(cls, profile: DriftProfile, fields: Fields) -> WindowCutter:
+        """Go on from ``to_dict``; raises as ``from_json``."""
+        fields.text("format", FORMAT, among=(FORMAT,))
         fields.text("profile", among=(profile.digest,))
         rows, every = fields.optional_integer("rows"), fields.optional_integer("every_ms")
         if (rows is None) == (every is None) or (rows or every or 0) < 1:

@@ -30,6 +30,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -41,6 +42,7 @@ from drift.blocks import Block
 from drift.catalogue import build
 from drift.checks import Check, Checked, check, not_checked
 from drift.cutter import Window, WindowCutter
+from drift.documents import Fields
 from drift.label_files import LabelFolder
 from drift.open_rows import OpenRows, as_block
 from drift.performance import PerformanceWatch
@@ -130,7 +132,7 @@ class Monitor:
         self._watch = PerformanceWatch(profile, labels=watched.labels is not None)
         if found:
             self._cutter = self._as_before(found["cutter"])
-            self._judge = Judge.from_json(profile, found["judge"])
+            self._judge = Judge.from_fields(profile, Fields(found["judge"], "the judge's state"))
             self._watch.restore(found["performance"])
         self._labels_read: list[str] = list(found.get("labels_read", ()))
         self._reports: list[int] = [int(index) for index in found.get("reports", ())]
@@ -158,9 +160,10 @@ class Monitor:
         self._dirty = self._open_rows.read_again(self._cutter) or not found
         self._judged(self._cutter.ready)
 
-    def _as_before(self, state: str) -> WindowCutter:
+    def _as_before(self, state: Any) -> WindowCutter:
         """The cutter that was saved, if it cuts as we are told."""
-        watched, cutter = self.watched, WindowCutter.from_json(self._profile, state)
+        fields = Fields(state, "the state of its windows")
+        watched, cutter = self.watched, WindowCutter.from_fields(self._profile, fields)
         if (cutter.rows, cutter.every_ms) != (watched.rows, watched.every_ms):
             raise ConfigurationError(
                 f"the state of {watched.subject.key} in {watched.states.folder} has windows of "
@@ -254,8 +257,8 @@ class Monitor:
             {
                 "subject": self.watched.subject.key,
                 "now_ms": self._now,
-                "cutter": self._cutter.to_json().decode(),
-                "judge": self._judge.to_json().decode(),
+                "cutter": self._cutter.to_dict(),
+                "judge": self._judge.to_dict(),
                 "performance": self._watch.to_dict(),
                 "labels_read": self._labels_read,
                 "reports": left,

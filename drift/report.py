@@ -17,7 +17,7 @@ Example::
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any, Protocol
 
@@ -120,12 +120,12 @@ class WindowReport:
         ]
         return {
             "format": FORMAT,
-            "subject": asdict(self.subject),
+            "subject": _plain_fields(self.subject),
             "verdict": self.verdict.to_dict(),
             "findings": [_finding(one) for one in self.findings],
             "slices": _plain(slices),
-            "performance": _plain(asdict(self.performance)),
-            "tally": asdict(self.tally),
+            "performance": _plain(self.performance),
+            "tally": self.tally.to_dict(),
             "madeMs": self.made_ms,
         }
 

@@ -91,7 +91,7 @@ class ReportFolder:
         line = report.to_json() + b"\n"
         file = self._file or self._found()
         self._file = None  # until this went well
-        if _digest(line) not in self._seen:
+        if not self._seen or _digest(line) not in self._seen:
             if file is None or (file.exists() and file.stat().st_size >= self._most_bytes):
                 file = self.folder / f"{report.verdict.index:016d}.jsonl"
             with file.open("ab") as opened:

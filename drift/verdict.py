@@ -147,6 +147,8 @@ class Judge:
         self._rules = profile.rules
         self._statistic = ShiryaevRoberts(profile.probabilities, profile.layout.starts)
         self._thresholds = self._psi_thresholds()
+        counts = [np.array(column.counts) for column in profile.columns]
+        self._shares = np.concatenate(counts) / max(profile.rows, 1)
         self._streak = 0
         self._last: int | None = None
         self._waiting = WindowCounts.empty(profile)
@@ -295,12 +297,13 @@ class Judge:
         relative = sizes / self._thresholds
         order = np.lexsort((-log_e, -relative))[:_WORST]
         layout, r = self._profile.layout, self._statistic.by_column
+        shares = counts.counts / counts.rows
         found = []
         for place in order.tolist():
             column = self._profile.columns[place]
-            before = np.array(column.counts) / max(self._profile.rows, 1)
-            now = layout.of_column(place, counts.counts) / counts.rows
-            grown = sorted(np.flatnonzero(now > before).tolist(), key=lambda b: before[b] - now[b])
+            before = layout.of_column(place, self._shares).tolist()
+            now = layout.of_column(place, shares).tolist()
+            grew = sorted((b - n, at) for at, (b, n) in enumerate(zip(before, now, strict=True)))
             names = column.bins.names
             found.append(
                 ColumnMoved(
@@ -310,24 +313,28 @@ class Judge:
                     float(r[place]),
                     float(log_e[place]),
                     tuple(
-                        GrownBin(names[b], float(before[b]), float(now[b])) for b in grown[:_GROWN]
+                        GrownBin(names[at], before[at], now[at])
+                        for less, at in grew[:_GROWN]
+                        if less < 0
                     ),
                 )
             )
         return tuple(found)
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all of the state, format ``chancery.drift-judge/v1``."""
+        return {
+            "format": FORMAT,
+            "profile": self._profile.digest,
+            "statistic": self._statistic.to_dict(),
+            "streak": self._streak,
+            "last": self._last,
+            "waiting": self._waiting.to_dict(),
+        }
+
     def to_json(self) -> bytes:
-        """All of the state, format ``chancery.drift-judge/v1``."""
-        return canonical_json(
-            {
-                "format": FORMAT,
-                "profile": self._profile.digest,
-                "statistic": self._statistic.to_dict(),
-                "streak": self._streak,
-                "last": self._last,
-                "waiting": self._waiting.to_dict(),
-            }
-        )
+        """``to_dict`` as canonical JSON."""
+        return canonical_json(self.to_dict())
 
     @classmethod
     def from_json(cls, profile: DriftProfile, data: bytes | str) -> Judge:
@@ -336,7 +343,12 @@ class Judge:
         Raises:
             MalformedRequestError: not such a document, or of another profile.
         """
-        fields = Fields.parse(data, FORMAT, "state of a drift judge")
+        return cls.from_fields(profile, Fields.parse(data, FORMAT, "state of a drift judge"))
+
+    @classmethod
+    def from_fields(cls, profile: DriftProfile, fields: Fields) -> Judge:
+        """Go on from ``to_dict``; raises as ``from_json``."""
+        fields.text("format", FORMAT, among=(FORMAT,))
         fields.text("profile", among=(profile.digest,))
         judge = cls(profile)
         judge._statistic.restore(fields.object("statistic"))

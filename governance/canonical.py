@@ -85,7 +85,10 @@ def _simple(value: Any) -> bool:
             type(key) is str and key.isascii() and _simple(item) for key, item in value.items()
         )
     if kind is list or kind is tuple:
-        return all(map(_simple, value))
+        kinds = set(map(type, value))
+        if kinds == {int}:  # long ones are mostly counts
+            return bool(min(value) > -_SAFE and max(value) < _SAFE)
+        return kinds <= {str} or all(map(_simple, value))
     if kind is int:
         return bool(-_SAFE < value < _SAFE)
     return kind is str or kind is bool or value is None

@@ -308,7 +308,7 @@ def test_killed_again_and_again_no_window_is_lost_and_none_counted_twice(
     assert all(report["tally"]["duplicate_blocks"] == 0 for report in reports)
     state = json.loads(stored_state(tmp_path / "state"))
     assert state["counts"]["rows"] == 4200
-    assert sum(w["counts"]["rows"] for w in json.loads(state["cutter"])["open"]) == 200
+    assert sum(w["counts"]["rows"] for w in state["cutter"]["open"]) == 200
 
 
 # -- the command

@@ -44,15 +44,16 @@ def slow_log_e(counts: list[int], probabilities: list[float]) -> float:
 
     The Dirichlet-multinomial likelihood is the product over rows of (a_b + seen_b) / (K + seen).
     """
-    e = 0.0
+    logs = []
     for strength in (30.0, 200.0, 1000.0):
         log, seen = 0.0, 0
         for count, p in zip(counts, probabilities, strict=True):
             for already in range(count):
                 log += math.log((strength * p + already) / (strength + seen)) - math.log(p)
                 seen += 1
-        e += math.exp(log) / 3
-    return math.log(e)
+        logs.append(log)
+    largest = max(logs)
+    return largest + math.log(sum(math.exp(log - largest) for log in logs) / 3)
 
 
 def slow_psi(counts: list[int], probabilities: list[float]) -> float:

@@ -6,9 +6,12 @@ import dataclasses
 import io
 import json
 import math
+import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +33,7 @@ from governance.errors import (
 def block(sequence: int = 0, source: str = "r1", start: int = 1000, **change: Any) -> Block:
     rows = 3
     facts: dict[str, Any] = {
-        "id": f"{abs(hash((source, sequence, start))) % 16**32:032x}",
+        "id": f"{crc32(repr((source, sequence, start)).encode()):032x}",
         "source": source,
         "sequence": sequence,
         "model": "fraud",
@@ -368,3 +371,29 @@ def test_a_spooled_file_that_somebody_removed_is_counted(
 def test_no_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="0 blocks"):
         Spool(tmp_path, BlockFolder(tmp_path), most_blocks=0)
+
+
+def test_a_folder_that_lay_still_shows_what_comes_at_once(tmp_path: Path) -> None:
+    folder, recorder = BlockFolder(tmp_path), BlockFolder(tmp_path)
+    recorder.write(block(0))
+    os.utime(tmp_path, ns=(0, 1_000_000_000))  # long ago: its listing is kept
+    assert [entry.sequence for entry in folder.entries()] == [0]
+    assert [entry.sequence for entry in folder.entries()] == [0]
+    recorder.write(block(1))
+    assert [entry.sequence for entry in folder.entries()] == [0, 1]
+
+
+def test_where_a_change_leaves_the_time_as_it_was_it_is_seen_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems that count in seconds, or whose clock is far from ours."""
+    folder = BlockFolder(tmp_path)
+    folder.write(block(0))
+    os.utime(tmp_path, ns=(0, 1_000_000_000))
+    assert len(folder.entries()) == 1
+    folder.write(block(1))
+    os.utime(tmp_path, ns=(0, 1_000_000_000))
+    assert len(folder.entries()) == 1
+    later = time.time_ns() + 5_100_000_000
+    monkeypatch.setattr("drift.block_folder.time.time_ns", lambda: later)
+    assert len(folder.entries()) == 2
