@@ -28,7 +28,7 @@ demo: $(DEMO)
 test: unit integration
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest tests/unit tests/golden
+	$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/golden
 
 # Where speed is tested, or demand followed, nothing else runs.
 ALONE := $(patsubst %,tests/integration/test_%_ray.py,deploy faults scale)

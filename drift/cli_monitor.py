@@ -66,13 +66,24 @@ _ALERTED = 4
     type=click.Path(path_type=Path),
     help="monitors.yaml: many subjects. Instead of all that is above.",
 )
+@click.option(
+    "--part",
+    metavar="I/N",
+    help="With --config: what this one of N processes monitors, which share the folder of states.",
+)
 @click.option("--once", is_flag=True, help="What there is now, then end.")
 @click.option("--flush", is_flag=True, help="With --once: close windows that are open.")
 @optional_uri_option
 @json_option
 @answer_errors
 def monitor(
-    config: Path | None, once: bool, flush: bool, uri: str | None, as_json: bool, **one: Any
+    config: Path | None,
+    part: str | None,
+    once: bool,
+    flush: bool,
+    uri: str | None,
+    as_json: bool,
+    **one: Any,
 ) -> None:
     """Watch the served version MODEL (models:/name/3) for drift, or many."""
     if flush and not once:
@@ -80,6 +91,10 @@ def monitor(
             "--flush ends a stream, and without --once none ends", "add --once"
         )
     found = _one(uri=uri, **one) if config is None else _many(config, one)
+    if part is not None:
+        if config is None:
+            raise ConfigurationError("--part divides many subjects", "give --config too")
+        found = found.part(*_part(part))
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s"
     )
@@ -96,6 +111,13 @@ def monitor(
     progress(status)
     _print(status, as_json)
     sys.exit(_exit_code(status))
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise ConfigurationError(f"--part {text} is no part", "give it as in 2/4")
+    return int(number), int(of)
 
 
 def _many(config: Path, one: Mapping[str, Any]) -> MonitorsConfig:

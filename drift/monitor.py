@@ -109,7 +109,7 @@ class Monitor:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self.state.close()
             raise MalformedRequestError(
-                f"the state of {watched.subject.key} in {watched.states.folder} cannot be read: "
+                f"the state of {watched.subject.key} in {self.state.database.file} cannot be read: "
                 f"{error!r}",
                 "restore it, or begin without it",
             ) from error
@@ -166,7 +166,7 @@ class Monitor:
         watched, cutter = self.watched, WindowCutter.from_fields(self._profile, fields)
         if (cutter.rows, cutter.every_ms) != (watched.rows, watched.every_ms):
             raise ConfigurationError(
-                f"the state of {watched.subject.key} in {watched.states.folder} has windows of "
+                f"the state of {watched.subject.key} in {self.state.database.file} has windows of "
                 f"{cutter.length}, and windows of {self._cutter.length} are asked for",
                 "give the windows it has, or another folder for the state",
             )
@@ -242,11 +242,11 @@ class Monitor:
     def save(self) -> None:
         """Save the state, and remove what it has counted."""
         self.prepare()
-        self.watched.states.commit()
+        self.state.database.commit()
         self.commit()
 
     def prepare(self) -> None:
-        """Write the state; it counts once the database is committed (``States.commit``)."""
+        """Write the state; it counts once the database is committed (``StateDatabase.commit``)."""
         done = [
             index
             for index in self._reports
@@ -274,9 +274,8 @@ class Monitor:
 
     def commit(self) -> None:
         """The prepared state counts from here on, also if this process dies."""
-        left = self._prepared
         self.state.commit()
-        self._reports, self._saved_reports = left, set(left)
+        self._reports, self._saved_reports = self._prepared, set(self._prepared)
         self._dirty = self._told = self._due = False
         self._saved_ms = self._now
         self._open_rows.forget(self._cutter.open)

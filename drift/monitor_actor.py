@@ -33,13 +33,14 @@ class MonitorRun:
 
     Args:
         config: ``monitors.yaml``.
+        part: Number and count, where several share the subjects (``MonitorsConfig.part``).
 
     Raises:
         ConfigurationError: it cannot be used.
     """
 
-    def __init__(self, config: str) -> None:
-        found = MonitorsConfig.read(Path(config))
+    def __init__(self, config: str, part: tuple[int, int] = (1, 1)) -> None:
+        found = MonitorsConfig.read(Path(config)).part(*part)
         self._service = Service(found.openings(), checks=found.checks, couriers=found.couriers)
         self._stopped = Event()
         self._thread = Thread(target=self._service.run, args=(self._stopped,), name="drift-monitor")
@@ -62,12 +63,20 @@ class MonitorRun:
         return not self._thread.is_alive()
 
 
-def start_actor(config: Path, *, name: str = NAME, cpus: float = 1.0, ray: Any = None) -> Any:
+def start_actor(
+    config: Path,
+    *,
+    name: str = NAME,
+    part: tuple[int, int] = (1, 1),
+    cpus: float = 1.0,
+    ray: Any = None,
+) -> Any:
     """Have the actor run; one of that name that runs already is given back.
 
     Args:
         config: ``monitors.yaml``, where the actor's node sees it.
-        name: Of the actor.
+        name: Of the actor; each part has one of its own.
+        part: As ``MonitorRun``'s.
         cpus: That Ray sets aside for it.
         ray: The module; imported where it is not given.
     """
@@ -82,4 +91,4 @@ def start_actor(config: Path, *, name: str = NAME, cpus: float = 1.0, ray: Any =
         num_cpus=cpus,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
     )
-    return made.remote(str(config))
+    return made.remote(str(config), part)

@@ -54,7 +54,7 @@ from drift.alibi_process import AlibiProcess
 from drift.block_store import BlockPlace, place_of
 from drift.model_profile import load_profile
 from drift.monitor import Monitor
-from drift.monitor_state import States
+from drift.monitor_state import PARTS, States, part_of
 from drift.places import blocks_folder
 from drift.profile import DriftProfile
 from drift.reference import reference_sample
@@ -184,6 +184,24 @@ class MonitorsConfig:
     state: Path
     checks: int = 1
     couriers: int = 4
+
+    def part(self, number: int, of: int) -> MonitorsConfig:
+        """What one of several processes monitors, which share the folder of states.
+
+        Args:
+            number: From 1.
+            of: How many processes there are, at most ``drift.monitor_state.PARTS``. It may be
+                another number next time.
+
+        Raises:
+            ConfigurationError: there is no such part.
+        """
+        if not 1 <= number <= of <= PARTS:
+            raise ConfigurationError(
+                f"there is no part {number}/{of}", f"give 1/1 to {PARTS}/{PARTS}, as in 2/4"
+            )
+        mine = tuple(one for one in self.monitors if part_of(one.key) % of == number - 1)
+        return replace(self, monitors=mine)
 
     def openings(self) -> list[Opening]:
         """For a ``Service``. One process of Alibi Detect serves all that ask for it."""

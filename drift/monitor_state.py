@@ -1,16 +1,17 @@
-"""What monitors keep on disk: their states and the reports that are on their way, in one database.
+"""What monitors keep on disk: their states and the reports that are on their way, in SQLite.
 
-Many monitors of one process share a folder, and in it one SQLite database: a file for each state
-and each report would be most of what a window costs. A monitor *prepares* its state; ``commit``
-makes everything that was prepared count, at once, once the disk has confirmed it. A process that
-dies leaves what was committed last, whole.
+A folder of states has up to 16 databases; which one a subject's is in, its name says. A file for
+each state and each report would be most of what a window costs. A monitor *prepares* its state;
+``commit`` makes everything in a database that was prepared count, at once, once the disk has
+confirmed it. A process that dies leaves what was committed last, whole.
 
 The state names the reports that are on their way. A report with a sample beside it waits for its
 checks; ``complete`` takes the sample away. A report that a committed state names and that waits for
 no checks does not change any more: a sink that sees it twice sees the same document.
 
-The database belongs to one process at a time (SQLite's exclusive lock, which also makes do without
-shared memory, so that the folder may lie on a network's file system); another one is refused.
+A database belongs to one process at a time (SQLite's exclusive lock, which also makes do without
+shared memory, so that the folder may lie on a network's file system); another one is refused. So
+processes that share the subjects among themselves by ``part_of`` can share a folder.
 
 Example::
 
@@ -18,7 +19,7 @@ Example::
     state = states.of("fraud/7/", profile)
     state.put(report, sample)
     state.prepare({"cutter": ..., "reports": [4]})
-    states.commit()
+    state.database.commit()
     state.commit()
 """
 
@@ -32,6 +33,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any, get_type_hints
+from zlib import crc32
 
 from drift.blocks import Block, from_parquet, to_parquet
 from drift.checks import Checked
@@ -42,10 +44,10 @@ from drift.stored import plain, read
 from drift.window import WindowCounts
 from governance.errors import ConflictError, MalformedRequestError, TamperedError
 
-__all__ = ["FILE", "MonitorState", "States"]
+__all__ = ["PARTS", "MonitorState", "StateDatabase", "States", "part_of"]
 
-FILE = "monitors.sqlite"
-"""The database's name in its folder."""
+PARTS = 16
+"""Databases of a folder, and so the most processes that can share one."""
 
 _FORMAT = "chancery.drift-monitor/v1"
 _CACHED = 4
@@ -60,8 +62,13 @@ _PUT_REPORT = "INSERT OR REPLACE INTO reports VALUES (?, ?, ?, ?)"
 _REMOVE_REPORT = "DELETE FROM reports WHERE subject = ? AND number = ?"
 
 
+def part_of(subject: str) -> int:
+    """Which database of a folder a subject's state is in, from 0; the same for ever."""
+    return crc32(subject.encode()) % PARTS
+
+
 class States:
-    """The database in a folder; opened with the first subject, closed with the last.
+    """A folder of states.
 
     Args:
         folder: Made if it is not there.
@@ -70,6 +77,25 @@ class States:
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self.folder = folder
+        self.databases = [
+            StateDatabase(folder / f"{part:02d}.sqlite", durable=durable) for part in range(PARTS)
+        ]
+
+    def of(self, subject: str, profile: DriftProfile) -> MonitorState:
+        """The state of one subject; as ``StateDatabase.of``."""
+        return self.databases[part_of(subject)].of(subject, profile)
+
+
+class StateDatabase:
+    """One file; opened with the first subject, closed with the last.
+
+    Args:
+        file: Made if it is not there.
+        durable: See ``States``.
+    """
+
+    def __init__(self, file: Path, *, durable: bool = True) -> None:
+        self.file = file
         self._durable = durable
         self._open: set[str] = set()
         self._connection: sqlite3.Connection | None = None
@@ -83,14 +109,14 @@ class States:
             profile: That the reports' counts are of.
 
         Raises:
-            ConflictError: it is open already, or another process has the folder.
+            ConflictError: it is open already, or another process has the file.
             MalformedRequestError: the file is no database.
-            OSError: the folder cannot be used.
+            OSError: it cannot be used.
         """
         with self._mutex:
             if subject in self._open:
                 raise ConflictError(
-                    f"another monitor has the state of {subject} in {self.folder}",
+                    f"another monitor has the state of {subject} in {self.file}",
                     "run one monitor for each subject",
                 )
             if self._connection is None:
@@ -99,10 +125,10 @@ class States:
         return MonitorState(self, subject, profile)
 
     def _connected(self) -> sqlite3.Connection:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         with self._told():
             made = sqlite3.connect(
-                self.folder / FILE, timeout=0, isolation_level=None, check_same_thread=False
+                self.file, timeout=0, isolation_level=None, check_same_thread=False
             )
             try:
                 made.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -125,15 +151,15 @@ class States:
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise ConflictError(
-                    f"another monitor has the states in {self.folder}",
-                    "run one monitor for each folder of states",
+                    f"another process has the states in {self.file}",
+                    "run one for each folder of states, or give each its part of them",
                 ) from error
-            raise OSError(f"the states in {self.folder}: {error}") from error
+            raise OSError(f"the states in {self.file}: {error}") from error
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:
                 raise  # a mistake of ours, not of the file
             raise MalformedRequestError(
-                f"{self.folder / FILE} is no database of states: {error}", _RESTORE
+                f"{self.file} is no database of states: {error}", _RESTORE
             ) from error
 
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -186,11 +212,11 @@ class States:
 
     def _used(self) -> sqlite3.Connection:
         if self._connection is None:
-            raise OSError(f"the states in {self.folder} are closed")
+            raise OSError(f"the states in {self.file} are closed")
         return self._connection
 
     def let_go(self, subject: str) -> None:
-        """Let others have a subject; with the last one, the folder."""
+        """Let others have a subject; with the last one, the file."""
         with self._mutex:
             self._open.discard(subject)
             if not self._open and self._connection is not None:
@@ -202,13 +228,13 @@ class MonitorState:
     """Of one subject; made by ``States.of``.
 
     Args:
-        states: Where it lies.
+        database: Where it lies.
         subject: ``model/version/deployment``.
         profile: The reports' counts are of.
     """
 
-    def __init__(self, states: States, subject: str, profile: DriftProfile) -> None:
-        self.states = states
+    def __init__(self, database: StateDatabase, subject: str, profile: DriftProfile) -> None:
+        self.database = database
         self.subject = subject
         self._profile = profile
         self._recent: dict[int, WindowReport] = {}
@@ -220,10 +246,10 @@ class MonitorState:
         """Let others have it."""
         if not self._closed:
             self._closed = True
-            self.states.let_go(self.subject)
+            self.database.let_go(self.subject)
 
     def _where(self, what: str = "the state") -> str:
-        return f"{what} of {self.subject} in {self.states.folder}"
+        return f"{what} of {self.subject} in {self.database.file}"
 
     # -- the state
 
@@ -234,7 +260,7 @@ class MonitorState:
             MalformedRequestError: it is no state.
             TamperedError: of another profile.
         """
-        found = self.states.query("SELECT document FROM states WHERE subject = ?", self.subject)
+        found = self.database.query("SELECT document FROM states WHERE subject = ?", self.subject)
         if not found:
             return None
         try:
@@ -265,7 +291,7 @@ class MonitorState:
             (self.subject, index, self._document(report), sample)
             for index, (report, sample) in self._unsaved.items()
         ]
-        self.states.change(
+        self.database.change(
             (
                 (_PUT_STATE, [(self.subject, json.dumps(whole))]),
                 (_PUT_REPORT, reports),
@@ -306,7 +332,7 @@ class MonitorState:
     @property
     def waiting(self) -> list[int]:
         """Saved reports that wait for their checks."""
-        found = self.states.query(
+        found = self.database.query(
             "SELECT number FROM reports WHERE subject = ? AND sample IS NOT NULL", self.subject
         )
         return [index for (index,) in found]
@@ -314,7 +340,7 @@ class MonitorState:
     @property
     def saved(self) -> list[int]:
         """Reports that are saved."""
-        found = self.states.query("SELECT number FROM reports WHERE subject = ?", self.subject)
+        found = self.database.query("SELECT number FROM reports WHERE subject = ?", self.subject)
         return [index for (index,) in found]
 
     def report(self, index: int) -> WindowReport:
@@ -330,7 +356,7 @@ class MonitorState:
         if unsaved is not None:
             return unsaved[0]
         where = self._where(f"report {index}")
-        found = self.states.query(
+        found = self.database.query(
             "SELECT document FROM reports WHERE subject = ? AND number = ?", self.subject, index
         )
         try:
@@ -357,7 +383,7 @@ class MonitorState:
         unsaved = self._unsaved.get(index)
         data = None if unsaved is None else unsaved[1]
         if unsaved is None:
-            found = self.states.query(
+            found = self.database.query(
                 "SELECT sample FROM reports WHERE subject = ? AND number = ?", self.subject, index
             )
             data = found[0][0] if found else None

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from drift.monitor import Monitor
-from drift.monitor_state import States
+from drift.monitor_state import StateDatabase
 from drift.status import MonitorStatus
 from drift.workers import Workers
 from governance.errors import GovernanceError
@@ -206,14 +206,14 @@ class Service:
     def _save(self) -> bool:
         """States that are due, confirmed by the disk together: one by one is most of the time."""
         due = [p for p in self._places if p.monitor is not None and p.monitor.save_due]
-        prepared: dict[States, list[_Place]] = {}
+        prepared: dict[StateDatabase, list[_Place]] = {}
         for place in due:
             self._tried(place, Monitor.prepare)
             if place.monitor is not None:
-                prepared.setdefault(place.monitor.watched.states, []).append(place)
-        for states, places in prepared.items():
+                prepared.setdefault(place.monitor.state.database, []).append(place)
+        for database, places in prepared.items():
             try:
-                states.commit()
+                database.commit()
             except Exception as error:  # noqa: BLE001 - theirs; the others go on
                 for place in places:
                     self._failed(place, error)

@@ -141,6 +141,44 @@ def test_many_subjects_in_one_process(tmp_path: Path) -> None:
     assert reports_of(tmp_path, 1)[0]["format"] == FORMAT
 
 
+def test_processes_share_the_subjects_and_one_folder_of_states(
+    tmp_path: Path, ended: list[subprocess.Popen[bytes]]
+) -> None:
+    versions = range(1, 13)
+    config = write_config(tmp_path, [{"model": "fraud", "version": v} for v in versions])
+    for version in versions:
+        for number in range(2):
+            folder_of(tmp_path, version).write(block_now(number, version))
+    for part in ("1/3", "2/3", "3/3"):
+        ended.append(_started(config, "--part", part))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if all(reports_of(tmp_path, version) for version in versions):
+            break
+        time.sleep(0.05)
+    for process in ended:
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 0, told.decode()
+    # Another number of processes goes on where these were.
+    for version in versions:
+        folder_of(tmp_path, version).write(block_now(2, version))
+        folder_of(tmp_path, version).write(block_now(3, version))
+    found = MonitorsConfig.read(config)
+    for number in (1, 2):
+        Service(found.part(number, 2).openings()).once()
+    for version in versions:
+        assert [one["verdict"]["index"] for one in reports_of(tmp_path, version)] == [0, 1]
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1/17", "2", "a/b", "-1/2"])
+def test_a_part_that_is_none_is_refused(tmp_path: Path, part: str) -> None:
+    config = write_config(tmp_path, [{"model": "fraud", "version": 7}])
+    found = CliRunner().invoke(monitor, ["--config", str(config), "--once", "--part", part])
+    assert found.exit_code == 3
+    assert "part" in found.output
+
+
 # -- checks beside the counting
 
 
@@ -258,10 +296,10 @@ def _kill_when(process: subprocess.Popen[bytes], root: Path, reports: int) -> No
     process.wait(60)
 
 
-def _started(config: Path) -> subprocess.Popen[bytes]:
+def _started(config: Path, *more: str) -> subprocess.Popen[bytes]:
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "drift.cli_monitor", "--config", str(config)],
+        [sys.executable, "-m", "drift.cli_monitor", "--config", str(config), *more],
         env=environ,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -77,19 +77,18 @@ def reference_sample(profile: DriftProfile = PROFILE, rows: int = 1500) -> Sampl
 
 def stored_state(folder: Path, subject: str = "fraud/7/") -> str:
     """The state of a subject as it lies in a folder that no monitor has open."""
-    states = States(folder)
-    with closing(states.of(subject, PROFILE)):
-        ((document,),) = states.query("SELECT document FROM states WHERE subject = ?", subject)
+    with closing(States(folder).of(subject, PROFILE)) as state:
+        found = state.database.query("SELECT document FROM states WHERE subject = ?", subject)
+    ((document,),) = found
     return str(document)
 
 
 def store_state(folder: Path, document: str, subject: str = "fraud/7/") -> None:
     """Put a state of a subject into such a folder, whatever it is."""
-    states = States(folder)
-    with closing(states.of(subject, PROFILE)):
+    with closing(States(folder).of(subject, PROFILE)) as state:
         put = "INSERT OR REPLACE INTO states VALUES (?, ?)"
-        states.change([(put, [(subject, document)])])
-        states.commit()
+        state.database.change([(put, [(subject, document)])])
+        state.database.commit()
 
 
 @dataclass

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def rewritten(**change: Any) -> bytes:
         {"columns": {"input:list": pa.array([[1], [2], [3]])}},
         {"columns": {"input:bytes": pa.array([b"1", b"2", b"3"])}},
     ],
-    ids=str,
+    ids=lambda change: re.sub(r" object at 0x[0-9a-f]+", "", str(change)),
 )  # fmt: skip
 def test_facts_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(MalformedRequestError, match="not a readable block"):

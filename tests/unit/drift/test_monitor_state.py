@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from drift.monitor_state import FILE, States
+from drift.monitor_state import States, part_of
 from drift.profile import DriftProfile
 from governance.errors import (
     ConfigurationError,
@@ -58,7 +58,7 @@ def test_a_tampered_profile_is_refused(world: World) -> None:
 def test_a_state_belongs_to_one_monitor_and_one_profile(world: World) -> None:
     monitor = world.monitor()
     monitor.save()
-    with pytest.raises(ConflictError, match="another monitor"):
+    with pytest.raises(ConflictError, match="another process"):
         world.monitor()
     monitor.close()
     world.profile = small_profile(5000, 100)
@@ -85,7 +85,7 @@ def test_a_state_that_was_cut_short_is_refused(world: World) -> None:
     store_state(folder, json.dumps({"format": document["format"], "profile": document["profile"]}))
     with pytest.raises(MalformedRequestError, match="cannot be read"):
         world.monitor()
-    (folder / FILE).unlink()
+    database_of(folder, "fraud/7/").unlink()
     world.monitor().close()
 
 
@@ -107,71 +107,83 @@ def test_a_report_is_published_only_once_it_is_saved(world: World) -> None:
     assert all(one[0] in one[1:] for one in seen)
 
 
+def database_of(folder: Path, subject: str) -> Path:
+    return folder / f"{part_of(subject):02d}.sqlite"
+
+
+def neighbours() -> tuple[str, str]:
+    """Two subjects whose states are in one database."""
+    names = (f"loans/{version}/" for version in range(1, 1000))
+    return "fraud/7/", next(name for name in names if part_of(name) == part_of("fraud/7/"))
+
+
 def test_what_is_no_database_is_refused_and_left_alone(world: World) -> None:
     world.monitor().close()
-    place = world.path / "state" / FILE
+    place = database_of(world.path / "state", "fraud/7/")
     place.write_bytes(b"no database" * 1000)
     with pytest.raises(MalformedRequestError, match="no database of states"):
         world.monitor()
     assert place.read_bytes().startswith(b"no database")
 
 
-def test_a_folder_of_states_belongs_to_one_process(world: World) -> None:
+def test_a_database_belongs_to_one_process(world: World) -> None:
     """SQLite's lock; another connection stands for another process, which it treats alike."""
     monitor = world.monitor()
+    subject, neighbour = neighbours()
+    file = database_of(world.path / "state", subject)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
-        sqlite3.connect(world.path / "state" / FILE, timeout=0).execute("SELECT * FROM states")
-    with pytest.raises(ConflictError, match="another monitor has the states"):
-        States(world.path / "state").of("loans/1/", PROFILE)
+        sqlite3.connect(file, timeout=0).execute("SELECT * FROM states")
+    with pytest.raises(ConflictError, match="another process has the states"):
+        States(world.path / "state").of(neighbour, PROFILE)
     monitor.close()
-    States(world.path / "state").of("loans/1/", PROFILE).close()
+    States(world.path / "state").of(neighbour, PROFILE).close()
 
 
 def test_subjects_share_a_database_and_commit_together(tmp_path: Path) -> None:
-    states = States(tmp_path)
-    one, other = states.of("fraud/7/", PROFILE), states.of("loans/1/", PROFILE)
+    states, (a, b) = States(tmp_path), neighbours()
+    one, other = states.of(a, PROFILE), states.of(b, PROFILE)
     one.prepare({"reports": []})
     other.prepare({"reports": [3]})
-    crashed = States(shutil.copytree(tmp_path, tmp_path / "crashed")).of("fraud/7/", PROFILE)
+    crashed = States(shutil.copytree(tmp_path, tmp_path / "crashed")).of(a, PROFILE)
     assert crashed.load() is None  # prepared is not committed
     crashed.close()
-    states.commit()
+    assert one.database is other.database
+    one.database.commit()
     one.close()
     other.close()
     again = States(tmp_path)
-    assert (again.of("fraud/7/", PROFILE).load() or {})["reports"] == []
-    assert (again.of("loans/1/", PROFILE).load() or {})["reports"] == [3]
+    assert (again.of(a, PROFILE).load() or {})["reports"] == []
+    assert (again.of(b, PROFILE).load() or {})["reports"] == [3]
 
 
 def test_a_state_that_fails_leaves_nothing_half_written(tmp_path: Path) -> None:
     """A report that the database does not take: its subject's state is not there either."""
-    states = States(tmp_path)
-    one, other = states.of("fraud/7/", PROFILE), states.of("loans/1/", PROFILE)
+    states, (a, b) = States(tmp_path), neighbours()
+    one, other = states.of(a, PROFILE), states.of(b, PROFILE)
     other.prepare({"reports": []})
     with pytest.raises(sqlite3.ProgrammingError):
-        states.change(
+        one.database.change(
             [
-                ("INSERT OR REPLACE INTO states VALUES (?, ?)", [("fraud/7/", "{}")]),
+                ("INSERT OR REPLACE INTO states VALUES (?, ?)", [(a, "{}")]),
                 ("INSERT INTO reports VALUES (?, ?, ?, ?)", [("too few",)]),
             ]
         )
-    states.commit()
+    other.database.commit()
     assert one.load() is None
     assert other.load() is not None
 
 
 def test_where_the_disk_is_full_nothing_counts_and_it_goes_on_later(tmp_path: Path) -> None:
-    states = States(tmp_path)
-    one = states.of("fraud/7/", PROFILE)
+    one = States(tmp_path).of("fraud/7/", PROFILE)
     one.prepare({"reports": []})
-    states.commit()
-    ((pages,),) = states.query("PRAGMA page_count")
-    states.query(f"PRAGMA max_page_count = {pages}")
+    one.database.commit()
+    ((pages,),) = one.database.query("PRAGMA page_count")
+    one.database.query(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(OSError, match="full"):
         one.prepare({"reports": [1], "more": "x" * 100_000})
-    states.commit()
+    one.database.commit()
     assert (one.load() or {})["reports"] == []
-    states.query(f"PRAGMA max_page_count = {pages + 1000}")
+    one.database.query(f"PRAGMA max_page_count = {pages + 1000}")
     one.prepare({"reports": [1], "more": "x" * 100_000})
-    states.commit()
+    one.database.commit()
     assert (one.load() or {})["reports"] == [1]
