@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from ray import serve
 from sklearn.linear_model import LinearRegression
 
 from benchmarks.surroundings import free_port
+from governance.arms import Stretches
+from serve.agreement import Agreement
 from serve.batching import BatchLimits
 from serve.delta import Delta
 from serve.gateway import GatewaySpec, gateway_application
-from serve.plan import Plan, Report, VariantPlan
+from serve.plan import ExperimentPlan, Plan, Report, ShadowPlan, VariantPlan
 from serve.replica import ModelSpec, model_application
 from tests.integration.collector import Collector
 
@@ -373,3 +375,59 @@ def running_fleet() -> Iterator[Fleet]:
             serve.shutdown()
             ray.shutdown()
             collector.close()
+
+
+ARMS = {"control": "50", "fresh": "30", "bold": "20"}
+
+
+def experiment(fleet: Fleet, stretches: Stretches, bold: str = "bold-5") -> Plan:
+    """Three arms; the first is stable's own version."""
+    shares = dict.fromkeys(ARMS, 0)
+    for name, parts in stretches:
+        shares[name] += parts
+    fleet.revision += 1
+    return Plan(
+        fleet.revision,
+        (
+            VariantPlan("stable", "fraud", "3", "stable-3", 10.0),
+            VariantPlan("control", "fraud", "3", "stable-3", 10.0),
+            VariantPlan("fresh", "fraud", "4", "canary-4", 5.0),
+            VariantPlan("bold", "fraud", "5", bold, 5.0),
+        ),
+        tuple((name, parts / 10_000) for name, parts in shares.items()),
+        sticky="header:x-user",
+        experiment=ExperimentPlan(f"e{fleet.revision}", "ab", stretches),
+    )
+
+
+def arms_of(fleet: Fleet, keys: int) -> dict[str, str]:
+    """Which arm answers which user."""
+    found = {}
+    with fleet.connection() as client:
+        for number in range(keys):
+            headers = {**HEADERS, "x-user": f"u{number}"}
+            client.request("POST", "/invocations", BODY, headers)
+            answer = client.getresponse()
+            answer.read()
+            assert answer.status == 200
+            found[f"u{number}"] = answer.getheader("x-chancery-variant", "")
+    return found
+
+
+def shadowed(fleet: Fleet, shadow: ShadowPlan | None = None) -> Plan:
+    plan = fleet.plan()
+    stable, canary = plan.variants
+    variant = replace(canary, name="shadow", timeout_s=0.5)
+    shadow = shadow or ShadowPlan("shadow", f"s{plan.revision}", max_in_flight=4)
+    return replace(
+        plan, variants=(stable, variant), weights=(("stable", 100.0),), shadows=(shadow,)
+    )
+
+
+def agreement(fleet: Fleet, plan: Plan) -> Agreement:
+    """What came of a shadow's copies, as it was reported."""
+    fleet.settled()
+    total = Agreement()
+    for report in fleet.reports():
+        total += report.shadows.get(plan.shadows[0].id, Agreement())
+    return total

@@ -1,28 +1,14 @@
-"""Deployments through a real server: the routes, the command, MLflow's command (AC-4, AC-12)."""
+"""Deployments through a real server: the routes (AC-4, AC-12)."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import mlflow
-import mlflow.pyfunc
 import pytest
 import requests
-from click.testing import CliRunner, Result
-from mlflow.deployments import get_deploy_client
-from mlflow.exceptions import MlflowException
 
-from benchmarks.surroundings import free_port
-from governance.cli import main
 from governance.deployment_control import Progress, StoredDecision
 from governance.deployment_port import DeploymentOrder, open_deployments
 from governance.deployment_records import Health, SignalKind
@@ -36,88 +22,10 @@ from governance.errors import (
 )
 from governance.signing.keys import FileSigner
 from mlflow_plugins.api.requests import BODY_LIMIT
-from mlflow_plugins.governor import Governor
 from mlflow_plugins.request_auth import SignedRequestAuth
-from tests.conftest import Server, StartServer, servers
-from tests.scenario import FEATURES, Scenario
-
-POLICY = """\
-version: 1
-environments:
-  - {name: sandbox}
-  - name: strict
-    aliases: [champion]
-    requires: {actor_proof: signed, after: null}
-"""
-
-
-class Served:
-    """A governed server with two versions of *fraud*."""
-
-    def __init__(self, server: Server, scenario: Scenario) -> None:
-        self.server = server
-        self.scenario = scenario
-        self.port = open_deployments(server.uri)
-        self.database = open_deployments(server.store)
-        self.before = self.events_before = 0
-
-    def made(self) -> list[dict[str, Any]]:
-        """Every deployment since the test began, newest first."""
-        found: list[dict[str, Any]] = self.get("/serve?ended=true")["deployments"]
-        return found[: len(found) - self.before]
-
-    def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
-        url = f"{self.server.uri}/api/3.0/chancery{path}"
-        return requests.post(url, **({"json": body} | options), timeout=60)
-
-    def get(self, path: str) -> Any:
-        answer = requests.get(f"{self.server.uri}/api/3.0/chancery{path}", timeout=60)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def chancery(self, *args: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(main, ["deploy", *args, "--uri", self.server.uri])
-        assert result.exit_code == code, (result.output, result.stderr, result.exception)
-        return result
-
-    def events(self, kind: str = "") -> list[dict[str, Any]]:
-        """Those of a kind on the ledger, since the test began."""
-        Governor.of(self.server.store).ledger.sequence()
-        found = self.scenario.events()[self.events_before :]
-        return [event for event in found if event["type"].startswith(kind)]
-
-
-@pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
-) -> Iterator[tuple[Server, Path]]:
-    """One server for the module, and its state directory."""
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "policy.yaml").write_text(POLICY)
-    home = folder / "chancery"
-    with servers(folder, sqlite_template) as start:
-        here = {"CHANCERY_HOME": str(home), "CHANCERY_POLICY": str(folder / "policy.yaml")}
-        server = start(environment=here)
-        scenario = Scenario(server.uri, home)
-        scenario.train()
-        scenario.train()
-        yield server, home
-
-
-@pytest.fixture
-def served(running: tuple[Server, Path], monkeypatch: pytest.MonkeyPatch) -> Served:
-    """The server, with nothing deployed."""
-    server, home = running
-    # This process opens the server's database too, as its controllers would.
-    monkeypatch.setenv("CHANCERY_HOME", str(home))
-    monkeypatch.setenv("CHANCERY_POLICY", str(home.parent / "policy.yaml"))
-    monkeypatch.setenv("CHANCERY_ACTOR", "ann")
-    served = Served(server, Scenario(server.uri, home))
-    for record in served.database.list():
-        served.database.end(record.deploy_id, "another test begins")
-    served.before = len(served.get("/serve?ended=true")["deployments"])
-    served.events_before = len(served.events())
-    return served
+from tests.conftest import StartServer
+from tests.integration.served import Served
+from tests.scenario import Scenario
 
 
 def test_a_deployment_s_life_over_rest(served: Served) -> None:
@@ -450,103 +358,3 @@ def test_basic_auth_guards_the_routes_and_names_the_actor(
     assert record.created_by == "admin"
     event = [e for e in scenario.events() if e["type"] == "serve:deployment:created"][-1]
     assert (event["actor"], event["actorproof"]) == ("admin", "basic-auth")
-
-
-def test_the_command_works_through_a_server(served: Served, tmp_path: Path) -> None:
-    said = served.chancery("models:/fraud/1", "--env", "sandbox", "--replicas", "2").stdout
-    assert "controller none yet: `chancery deploy operate` starts one" in said
-    assert "waits      for `chancery deploy operate`" in said
-    config = tmp_path / "canary.yaml"
-    config.write_text("min_samples: 7\n")
-    served.chancery("start", "models:/fraud/2", "--canary", "5%", "--config", str(config))
-    record = json.loads(served.chancery("show", "fraud", "--json").stdout)
-    assert record["canaryConfig"]["min_samples"] == 7
-    assert record["createdBy"] == "ann"
-    assert "fraud/2" in served.chancery("list").stdout
-    for verb in ("pause", "resume", "abort", "rollback", "quarantine"):
-        assert verb in served.chancery(verb, "fraud", "--reason", "because").stdout
-    assert "waits for a controller" in served.chancery("why", "fraud").stdout
-    assert "fraud" in served.chancery("watch", "fraud", "--seconds", "0.1").stdout
-    scaled = json.loads(served.chancery("scale", "fraud", "--replicas", "3", "--json").stdout)
-    assert scaled["resources"]["replicas"] == 3
-    taken = served.chancery("models:/fraud/1", "--env", "sandbox", code=1)
-    assert "CONFLICT" in taken.stderr
-    for verb in (["recover"], ["operate", "--once"]):
-        assert "beside the database" in served.chancery(*verb, code=3).stderr
-    assert json.loads(served.chancery("delete", "fraud", "--json").stdout)["status"] == "ended"
-    assert "nothing is deployed" in served.chancery("list").stdout
-    gone = CliRunner().invoke(main, ["deploy", "list", "--uri", "http://127.0.0.1:1"])
-    assert gone.exit_code == 3
-    assert "cannot be reached" in gone.stderr
-
-
-def test_mlflow_s_own_command_deploys(served: Served) -> None:
-    def command(*args: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "mlflow", "deployments", *args],
-            capture_output=True, text=True, timeout=120,
-            env={**os.environ, "MLFLOW_TRACKING_URI": served.server.uri},
-        )  # fmt: skip
-        assert (done.returncode != 0) == bool(code), done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    made = command("create", "-t", "chancery", "--name", "r", "-m", "models:/fraud/1",
-                  "-C", "env=sandbox", "-C", "replicas=2", "-C", "wait=0")  # fmt: skip
-    assert "python_function deployment r is created" in made
-    explicit = f"chancery:/{served.server.uri}"
-    client = get_deploy_client(explicit)
-    updated = client.update_deployment("r", "models:/fraud/2", config={"wait": 0, "replicas": 3})
-    assert (updated["canaryVersion"], updated["resources"]["replicas"]) == (2, 3)
-    assert updated["canaryConfig"]["steps"] == [5.0, 25.0, 50.0, 100.0], "never all at once"
-    assert "canaryVersion: 2" in command("get", "-t", explicit, "--name", "r")
-    bad = command("create", "-t", "chancery", "--name", "s", "-m", "models:/fraud/1",
-                 "-C", "canery=5%", code=1)  # fmt: skip
-    assert "unknown key 'canery'" in bad
-    assert "known: env, canary, config" in bad
-    assert [one["name"] for one in client.list_deployments()] == ["r"]
-    with pytest.raises(MlflowException, match="cannot be reached"):
-        client.predict("r", [[1.0, 2.0]])
-    with pytest.raises(MlflowException, match=r"CONFLICT.*is taken") as taken:
-        client.create_deployment("r", "models:/fraud/1", config={"env": "sandbox", "wait": 0})
-    assert taken.value.error_code == "RESOURCE_CONFLICT"
-    with pytest.raises(MlflowException, match=r"does not answer yet.*no controller has taken it"):
-        client.create_deployment("s", "models:/fraud/1", config={"env": "sandbox", "wait": 0.1})
-    with pytest.raises(MlflowException, match="no deployment has") as gone:
-        client.get_deployment("nobody")
-    assert gone.value.error_code == "RESOURCE_DOES_NOT_EXIST"
-    command("delete", "-t", "chancery", "--name", "r", "-C", "reason=done")
-    client.delete_deployment("r")
-    assert served.made()[-1]["endedReason"] == "done"
-
-
-def test_a_model_is_tried_out_on_this_machine(served: Served, tmp_path: Path) -> None:
-    log, port = tmp_path / "local.log", free_port()
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "mlflow", "deployments", "run-local", "-t", "chancery",
-                "--name", "toy", "-m", "models:/fraud/1", "-C", f"port={port}",
-            ],
-            stdout=out, stderr=subprocess.STDOUT,
-            env={**os.environ, "MLFLOW_TRACKING_URI": served.server.uri},
-        )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while f"models:/fraud/1 answers on {address}" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        assert requests.get(f"{address}/ping", timeout=30).status_code == 200
-        body = {"inputs": FEATURES[:3].tolist()}
-        answer = requests.post(f"{address}/invocations", json=body, timeout=30)
-        model = mlflow.pyfunc.load_model("models:/fraud/1")
-        assert answer.json() == {"predictions": model.predict(FEATURES[:3]).tolist()}
-        assert answer.headers["x-chancery-model"] == "toy"
-        bad = requests.post(f"{address}/invocations", json={"inputs": "x"}, timeout=30)
-        assert bad.status_code == 400
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-    assert "Traceback" not in log.read_text()
-    assert served.get("/serve")["deployments"] == []

@@ -16,21 +16,26 @@ import pytest
 import ray
 from ray import serve
 
-from governance.arms import Stretches, stretched
+from governance.arms import stretched
 from serve.agreement import Agreement
 from serve.answer import JSON
 from serve.cluster import Running
-from serve.plan import ExperimentPlan, Plan, ShadowPlan, VariantPlan
+from serve.plan import ShadowPlan
 from serve.ray_cluster import RayCluster, RayOptions
 from serve.replica import DEPLOYMENT, ModelSpec, model_application, refusal_in
 from serve.scoring import Identity, Scorer
 from tests.integration.fleet import (
+    ARMS,
     BODY,
     HEADERS,
     ROWS,
     Fleet,
+    agreement,
+    arms_of,
+    experiment,
     resident_bytes,
     running_fleet,
+    shadowed,
     wait_for,
 )
 from tests.scenario import FEATURES, Scenario
@@ -332,52 +337,15 @@ def test_the_access_log_names_version_and_reason(fleet: Fleet) -> None:
 # -- experiments and shadows
 
 
-WEIGHTS = {"control": "50", "fresh": "30", "bold": "20"}
-
-
-def experiment(fleet: Fleet, stretches: Stretches, bold: str = "bold-5") -> Plan:
-    """Three arms; the first is stable's own version."""
-    shares = dict.fromkeys(WEIGHTS, 0)
-    for name, parts in stretches:
-        shares[name] += parts
-    fleet.revision += 1
-    return Plan(
-        fleet.revision,
-        (
-            VariantPlan("stable", "fraud", "3", "stable-3", 10.0),
-            VariantPlan("control", "fraud", "3", "stable-3", 10.0),
-            VariantPlan("fresh", "fraud", "4", "canary-4", 5.0),
-            VariantPlan("bold", "fraud", "5", bold, 5.0),
-        ),
-        tuple((name, parts / 10_000) for name, parts in shares.items()),
-        sticky="header:x-user",
-        experiment=ExperimentPlan(f"e{fleet.revision}", "ab", stretches),
-    )
-
-
-def arms_of(fleet: Fleet, keys: int) -> dict[str, str]:
-    """Which arm answers which user."""
-    found = {}
-    with fleet.connection() as client:
-        for number in range(keys):
-            headers = {**HEADERS, "x-user": f"u{number}"}
-            client.request("POST", "/invocations", BODY, headers)
-            answer = client.getresponse()
-            answer.read()
-            assert answer.status == 200
-            found[f"u{number}"] = answer.getheader("x-chancery-variant", "")
-    return found
-
-
 def test_three_arms_share_the_clients_and_shares_change_live(fleet: Fleet) -> None:
     bold = fleet.model("bold-5", "5", fleet.stable_uri)
     serve.run(model_application(bold), name="bold-5", route_prefix=None)
     stable = fleet.pids("stable-3")
     try:
-        before = stretched(WEIGHTS)
+        before = stretched(ARMS)
         fleet.follow(experiment(fleet, before))
         first = arms_of(fleet, 1500)
-        for name, weight in WEIGHTS.items():
+        for name, weight in ARMS.items():
             share = float(weight) / 100
             spread = 4.5 * math.sqrt(1500 * share * (1 - share))
             found = sum(arm == name for arm in first.values())
@@ -394,7 +362,7 @@ def test_three_arms_share_the_clients_and_shares_change_live(fleet: Fleet) -> No
                 time.sleep(0.3)
         assert load.lost == 0
         assert set(load.statuses) == {200}
-        assert set(load.variants) == set(WEIGHTS)
+        assert set(load.variants) == set(ARMS)
         assert fleet.pids("stable-3") == stable, "nothing was restarted"
         grown = stretched({"control": "50", "fresh": "45", "bold": "5"}, before)
         had = arms_of(fleet, 600)
@@ -414,7 +382,7 @@ def test_three_arms_share_the_clients_and_shares_change_live(fleet: Fleet) -> No
 
 
 def test_stable_answers_the_clients_of_an_arm_that_nobody_serves(fleet: Fleet) -> None:
-    plan = experiment(fleet, stretched(WEIGHTS), bold="nobody-5")
+    plan = experiment(fleet, stretched(ARMS), bold="nobody-5")
     away = replace(plan, weights=(("control", 50.0), ("fresh", 30.0), ("stable", 20.0)))
     fleet.follow(away)
     found = arms_of(fleet, 300)
@@ -425,25 +393,6 @@ def test_stable_answers_the_clients_of_an_arm_that_nobody_serves(fleet: Fleet) -
         time.sleep(0.5)
     assert load.lost == 0
     assert set(load.statuses) == {200}
-
-
-def shadowed(fleet: Fleet, shadow: ShadowPlan | None = None) -> Plan:
-    plan = fleet.plan()
-    stable, canary = plan.variants
-    variant = replace(canary, name="shadow", timeout_s=0.5)
-    shadow = shadow or ShadowPlan("shadow", f"s{plan.revision}", max_in_flight=4)
-    return replace(
-        plan, variants=(stable, variant), weights=(("stable", 100.0),), shadows=(shadow,)
-    )
-
-
-def agreement(fleet: Fleet, plan: Plan) -> Agreement:
-    """What came of a shadow's copies, as it was reported."""
-    fleet.settled()
-    total = Agreement()
-    for report in fleet.reports():
-        total += report.shadows.get(plan.shadows[0].id, Agreement())
-    return total
 
 
 def test_a_shadow_is_compared_and_a_part_is_copied(fleet: Fleet) -> None:

@@ -1,0 +1,150 @@
+"""Checks that hang, raise or find no place, beside counting that goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+
+from drift.checks import Checked, check, not_checked
+from drift.detector import Backend, Finding, Verdict
+from drift.sample import Sample
+from drift.workers import Workers
+from tests.unit.drift.monitor_world import (
+    PROFILE,
+    World,
+    block_of,
+    reference_sample,
+)
+
+
+class Hangs:
+    """A detector that does as it likes."""
+
+    name, backend, threshold = "hangs", Backend.NATIVE, 0.05
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def find(self, reference: Sample, window: Sample, rng: np.random.Generator) -> Finding:
+        self.event.wait(60)
+        raise RuntimeError("at last")
+
+
+def test_a_check_that_hangs_delays_no_counting_and_ends_as_trouble(tmp_path: Path) -> None:
+    world, event = World(tmp_path), Event()
+    checks = Workers("check", 1)
+    found = world.monitor(reference=reference_sample(), checks=checks, check_limit_s=0.3)
+    found._detectors = [Hangs(event)]
+    for i in range(2):
+        world.blocks.write(block_of(i, shift=3.0))
+    for i in range(2, 8):
+        world.blocks.write(block_of(i))
+    began = time.monotonic()
+    for _ in range(5):
+        found.step()
+    counted = found.status.rows
+    while found.busy and time.monotonic() - began < 60:
+        found.step()
+    world.run(found)
+    event.set()
+    checks.close()
+    assert counted == 2000
+    assert world.notes.indices == [0, 1, 2, 3]
+    finding = world.notes.reports[0].findings[0]
+    assert (finding.verdict, finding.is_drift) == (Verdict.TROUBLE, True)
+    assert "longer than 0.3 s" in finding.trouble
+
+
+def test_a_detector_that_raises_is_trouble(tmp_path: Path) -> None:
+    world, event = World(tmp_path), Event()
+    event.set()
+    found = world.monitor(reference=reference_sample())
+    found._detectors = [Hangs(event)]
+    for i in range(2):
+        world.blocks.write(block_of(i, shift=3.0))
+    world.run(found)
+    finding = world.notes.reports[0].findings[0]
+    assert "RuntimeError: at last" in finding.trouble
+    assert world.notes.reports[0].slices  # the slices are found all the same
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_where_no_place_is_free_the_report_says_so(tmp_path: Path, full: bool) -> None:
+    world, event = World(tmp_path), Event()
+    checks = Workers("check", 1, most_waiting=1)
+    busy = checks.ask(lambda: event.wait(60))
+    assert busy is not None
+    while not busy.running():
+        time.sleep(0.001)
+    if full:
+        assert checks.ask(lambda: None) is not None
+    found = world.monitor(reference=reference_sample(), checks=checks, check_wait_ms=5000)
+    for i in range(2):
+        world.blocks.write(block_of(i, shift=3.0))
+    for _ in range(5):
+        found.step()
+    assert world.notes.reports == []
+    world.now += 6000
+    world.run(found)
+    event.set()
+    checks.close()
+    (report,) = world.notes.reports
+    assert "no place was free for 5 s" in report.findings[0].trouble
+
+
+def test_workers_take_no_more_than_they_have_room_for() -> None:
+    workers, event = Workers("test", 1, most_waiting=2), Event()
+    first = workers.ask(lambda: event.wait(60))
+    assert first is not None
+    while not first.running():
+        time.sleep(0.001)
+    taken = [workers.ask(lambda: 1) for _ in range(4)]
+    assert [future is not None for future in taken] == [True, True, False, False]
+    event.set()
+    assert taken[0] is not None
+    assert taken[0].result(30) == 1
+    workers.close()
+
+
+def test_a_check_of_an_odd_sample_is_trouble() -> None:
+    from drift.checks import Check
+    from drift.native import Default
+
+    one = block_of(0, rows=30)
+    asked = Check(PROFILE, reference_sample(), [Default()], one, seed=1)
+    found = check(asked)
+    assert isinstance(found, Checked)
+    assert found.findings[-1].verdict is Verdict.TOO_FEW_ROWS  # the slices
+    assert not_checked([Default()], "why").findings[0].is_drift
+
+
+def test_a_scheduled_check_that_finds_no_place_is_no_alarm_and_comes_later(tmp_path: Path) -> None:
+    world, event = World(tmp_path), Event()
+    checks = Workers("check", 1, most_waiting=1)
+    busy = checks.ask(lambda: event.wait(60))
+    assert busy is not None
+    while not busy.running():
+        time.sleep(0.001)
+    found = world.monitor(
+        reference=reference_sample(), checks=checks, check_wait_ms=5000, check_every_ms=1
+    )
+    for i in range(2):
+        world.blocks.write(block_of(i))
+    for _ in range(5):
+        found.step()
+    world.now += 6000
+    world.run(found)
+    assert [report.findings for report in world.notes.reports] == [()]
+    event.set()
+    for i in range(2, 4):
+        world.blocks.write(block_of(i))
+    deadline = time.monotonic() + 60
+    while len(world.notes.reports) < 2 and time.monotonic() < deadline:
+        found.step()
+    checks.close()
+    (finding,) = world.notes.reports[1].findings
+    assert finding.verdict in (Verdict.NO_DRIFT, Verdict.DRIFT)  # it was asked
