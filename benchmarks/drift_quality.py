@@ -58,7 +58,7 @@ RUN_LENGTH = 100
 """Windows between two false alarms at which statistics are compared."""
 
 _ALIBI_ROUNDS = 10  # of the 40: Alibi Detect's take a second and more
-_ALIBI_CALM, _ALIBI_RUNS = 1000, 10  # of the 1,500 windows without drift, and 30 streams
+_ALIBI_CALM, _ALIBI_RUNS = 400, 5  # of the 1,500 windows without drift, and 30 streams
 _LONGEST = 60  # windows of a stream after a shift; no alarm by then counts as these
 
 _PARTS = {"breast cancer": (150, 280, 100), "digits": (600, 700, 150)}
@@ -239,6 +239,8 @@ def _streams_of(data: Data, alibi: AlibiProcess | None, *, quick: bool) -> dict[
             for kind in SHIFTS
             if kind != "missing"  # half of the others cannot take a missing value
         }
+        said = ", ".join(f"{kind} {delay:.1f}" for kind, delay in result["delay"][who].items())
+        progress(f"    {who}: {said}")
     result["mean_delay"] = {
         who: round(mean(delay for kind, delay in by.items() if kind != "joint"), 2)
         for who, by in result["delay"].items()

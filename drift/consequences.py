@@ -48,7 +48,7 @@ class ConsequenceSink:
         self._signer = signer
         self._datasets = tuple(datasets)
         self._bindings: dict[str, Binding] = {}
-        self._subject: Subject | None = None
+        self._acknowledged: int | None = None
 
     def publish(self, report: WindowReport) -> None:
         """Hand a report over; see the module.
@@ -61,15 +61,16 @@ class ConsequenceSink:
 
     def hand_over(self, report: WindowReport) -> Published:
         """As ``publish``; what became of it."""
-        self._subject = report.subject
         document = report.to_json()
         try:
             bundle = None if self._signer is None else self._signed(document, report, self._signer)
-            return self._port.publish(document, bundle, self._datasets)
+            published = self._port.publish(document, bundle, self._datasets)
         except GovernanceError:
             # A version of that number may have been made anew: ask again which one it is.
             self._bindings.pop(report.subject.uri, None)
             raise
+        self._acknowledged = published.acknowledged
+        return published
 
     def _signed(self, document: bytes, report: WindowReport, signer: Signer) -> str:
         subject = report.subject
@@ -80,24 +81,9 @@ class ConsequenceSink:
         return sign_report(ReportStatement.of(DriftReport.parse(document), binding), signer)
 
     def acknowledged(self) -> int | None:
-        """The last window whose alarm a person has seen, of what was published last: the judge may
-        begin anew after it. None: nobody has seen any.
-
-        Raises:
-            GovernanceError, OSError: as ``publish``.
-        """
-        subject = self._subject
-        if subject is None:
-            return None
-        windows = [
-            act.window
-            for stored in self._port.alerts(subject.model, closed=True)
-            if (stored.alert.identity.version, stored.alert.identity.deployment)
-            == (subject.version, subject.deployment)
-            for act in stored.alert.acts
-            if act.by and act.window is not None
-        ]
-        return max(windows, default=None)
+        """The last window whose alarm a person had seen when the last report was published: the
+        judge may begin anew after it. None: nobody had seen any."""
+        return self._acknowledged
 
 
 def open_sink(uri: str, profile: DriftProfile | None = None) -> ConsequenceSink:

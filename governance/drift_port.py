@@ -33,10 +33,12 @@ class Published:
         recorded: False: it, or a later one on the same subject, was there already, and nothing
             changed.
         alert: The alert that it opened, updated or closed; None: none.
+        acknowledged: The last window of its subject whose alarm a person has seen; None: none.
     """
 
     recorded: bool
     alert: Alert | None = None
+    acknowledged: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from governance.records import Candidate
 __all__ = [
     "Recorder",
     "StoredAlert",
+    "acknowledged",
     "act_on",
     "alert_event_id",
     "closing_event_id",
@@ -58,6 +59,8 @@ _KEEP_EVERY_MS = 3_600_000
 """A report is put on the ledger when its level gets worse, and at most this long after the last;"""
 _KEEP_BETTER_MS = 60_000
 """and when its level gets better, but not so often."""
+_NEWEST = 16
+"""Alerts of a subject in which the last thing that a person did is looked for."""
 
 
 class Recorder(Protocol):
@@ -332,6 +335,22 @@ def _last(connection: Connection, version_uid: str, deployment: str) -> Alert | 
         .limit(1)
     ).one_or_none()
     return None if row is None else _stored(row).alert
+
+
+def acknowledged(connection: Connection, version_uid: str, deployment: str) -> int | None:
+    """The last window of a subject whose alarm a person has seen; None: nobody has seen any.
+
+    Its newest alerts are looked at: a monitor asks with each report, and acts on what is new.
+    """
+    columns = drift_alerts.c
+    rows = connection.execute(
+        select(drift_alerts)
+        .where(columns.version_uid == version_uid, columns.deployment == deployment)
+        .order_by(columns.number.desc())
+        .limit(_NEWEST)
+    )
+    acts = (act for row in rows for act in _stored(row).alert.acts)
+    return max((act.window for act in acts if act.by and act.window is not None), default=None)
 
 
 def _identity(

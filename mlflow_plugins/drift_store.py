@@ -108,13 +108,13 @@ class DriftStore:
                 )
             candidate = self._candidate(report.model, report.version)
             signer = self._monitor_of(report, candidate, bundle)
-            recorded, step = self._in_turn(
+            recorded, step, seen = self._in_turn(
                 lambda connection: self._take(
                     connection, report, document, candidate, bundle, signer, tuple(datasets)
                 )
             )
         self._tell(step)
-        return Published(recorded, None if step is None else step.alert)
+        return Published(recorded, None if step is None else step.alert, seen)
 
     def _monitor_of(
         self, report: DriftReport, candidate: Candidate, bundle: str | None
@@ -148,17 +148,25 @@ class DriftStore:
         bundle: str | None,
         signer: str | None,
         datasets: tuple[str, ...],
-    ) -> tuple[bool, Step | None]:
+    ) -> tuple[bool, Step | None, int | None]:
         subject = drift_records.hold(connection, candidate, report.deployment)
+        acknowledged = drift_records.acknowledged(
+            connection, candidate.version_uid, report.deployment
+        )
         kept = drift_records.keep_report(
             connection, self.governor.ledger, subject, report, document, bundle, signer
         )
         if not kept:
-            return False, None
-        seen = report.to_sighting()
-        return True, self._see(
-            connection, candidate, report.deployment, seen, report.owner, datasets
+            return False, None, acknowledged
+        step = self._see(
+            connection,
+            candidate,
+            report.deployment,
+            report.to_sighting(),
+            report.owner,
+            datasets,
         )
+        return True, step, acknowledged
 
     def _see(
         self,

@@ -61,7 +61,9 @@ class RestDrift:
     ) -> Published:
         body = {"report": document.decode(), "bundle": bundle, "datasets": list(datasets)}
         found = self._server.post("/drift/report", body)
-        return self._read(lambda it: Published(it["recorded"], _alert(it["alert"])), found)
+        return self._read(
+            lambda it: Published(it["recorded"], _alert(it["alert"]), it["acknowledged"]), found
+        )
 
     def raise_alert(self, order: AlertOrder) -> Alert | None:
         body = {

@@ -80,7 +80,11 @@ def add_drift_routes(router: APIRouter, port: Callable[[], DriftPort]) -> None:
     @router.post("/drift/report")
     def report(body: ReportBody) -> dict[str, Any]:
         found = port().publish(body.report.encode(), body.bundle, body.datasets)
-        return {"recorded": found.recorded, "alert": _document(found.alert)}
+        return {
+            "recorded": found.recorded,
+            "alert": _document(found.alert),
+            "acknowledged": found.acknowledged,
+        }
 
     @router.post("/drift/alert")
     def alert(body: AlertBody) -> dict[str, Any]:

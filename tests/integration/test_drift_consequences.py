@@ -317,9 +317,13 @@ def test_a_flood_is_one_alert_one_message_and_then_refused(world: World) -> None
 
 @both
 def test_people_acknowledge_and_close(world: World) -> None:
-    alert = world.alert()
+    seen = report(level=Level.ALERT)
+    alert = world.see(seen)
+    assert alert is not None
     assert world.sink.acknowledged() is None
     world.store.acknowledge(alert.alert_id[:8], "on it")
+    assert world.sink.acknowledged() is None, "told with the next report"
+    assert world.sink.hand_over(seen).recorded is False, "or the last one, again"
     assert world.sink.acknowledged() == alert.last_window
     with pytest.raises(ConflictError, match="acknowledged already"):
         world.store.acknowledge(alert.alert_id, "me too")
