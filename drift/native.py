@@ -5,7 +5,7 @@
 ``chi2``       chi-square for each categorical column and the predicted classes
 ``tabular``    both: ``ks`` for numeric columns, ``chi2`` for the others
 ``bins``       chi-square for every column, numeric ones in ten quantile bins
-``output-ks``  KS for each output, chi-square for the predicted classes
+``output-ks``  KS for each output (of two complementary ones, the first), chi-square for classes
 ``mmd``        squared maximum mean discrepancy, random Fourier features (``drift.kernel``)
 ``classifier`` a model that tells the window from the reference (``drift.domain``)
 ``default``    ``bins``, ``output-ks`` and ``classifier`` together, at one level
@@ -28,7 +28,7 @@ from drift.domain import out_of_block
 from drift.kernel import permutation_mmd
 from drift.marginal import binned_columns, categorical_columns, ks_columns, label_column
 from drift.matrix import Part, dense, raw
-from drift.sample import Sample, within_columns
+from drift.sample import Floats, Sample, within_columns
 from governance.errors import MalformedRequestError
 
 __all__ = [
@@ -175,10 +175,18 @@ class OutputKS(_ByColumn):
         self, reference: Sample, window: Sample, rng: np.random.Generator
     ) -> Iterable[ColumnFinding]:
         if reference.outputs is not None and window.outputs is not None:
-            names = tuple(f"output {i}" for i in range(reference.outputs.shape[1]))
-            yield from ks_columns(names, reference.outputs, window.outputs)
+            ours, theirs = reference.outputs, window.outputs
+            if _complementary(ours) and _complementary(theirs):
+                ours, theirs = ours[:, :1], theirs[:, :1]  # the other says the same again
+            names = tuple(f"output {i}" for i in range(ours.shape[1]))
+            yield from ks_columns(names, ours, theirs)
         if label := label_column(reference, window):
             yield label
+
+
+def _complementary(outputs: Floats) -> bool:
+    """Whether there are two, and either is 1 less the other, as probabilities of two classes."""
+    return outputs.shape[1] == 2 and bool(np.allclose(outputs.sum(axis=1), 1.0, atol=1e-6))
 
 
 def _categories(

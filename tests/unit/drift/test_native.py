@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -11,7 +13,14 @@ from drift.detector import Verdict
 from drift.domain import block_z, out_of_block
 from drift.examine import examine
 from drift.marginal import ks_columns, table_test
-from drift.native import Bins, Default, DomainClassifier, FourierMMD, KolmogorovSmirnov
+from drift.native import (
+    Bins,
+    Default,
+    DomainClassifier,
+    FourierMMD,
+    KolmogorovSmirnov,
+    OutputKS,
+)
 from drift.sample import Sample
 
 
@@ -123,3 +132,19 @@ def test_the_same_seed_gives_the_same_answer() -> None:
     ]
     assert found[0] == found[1]
     assert found[0].verdict in (Verdict.DRIFT, Verdict.NO_DRIFT)
+
+
+def test_two_probabilities_that_say_the_same_are_tested_once() -> None:
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.beta(2, 5, 400), rng.beta(2, 5, 200)
+
+    def outputs(first: Any, second: Any) -> Sample:
+        both = np.column_stack([first, second])
+        return Sample.of_matrix(np.zeros((len(first), 1)), outputs=both)
+
+    def tested(a: Sample, b: Sample) -> list[str]:
+        return [column.column for column in OutputKS().find(a, b, rng).columns]
+
+    assert tested(outputs(ours, 1 - ours), outputs(theirs, 1 - theirs)) == ["output 0"]
+    apart = tested(outputs(ours, rng.random(400)), outputs(theirs, 1 - theirs))
+    assert sorted(apart) == ["output 0", "output 1"]
