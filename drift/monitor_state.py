@@ -99,6 +99,8 @@ class StateDatabase:
         self._durable = durable
         self._open: set[str] = set()
         self._connection: sqlite3.Connection | None = None
+        self._prepared = False  # something waits for ``commit``
+        self._lost = False  # SQLite gave it up, as it may where the disk is full
         self._mutex = RLock()  # sinks and checks read from threads of their own
 
     def of(self, subject: str, profile: DriftProfile) -> MonitorState:
@@ -188,10 +190,12 @@ class StateDatabase:
             except BaseException:
                 with suppress(sqlite3.Error):
                     used.execute("ROLLBACK TO one")
+                self._lost |= self._prepared and not used.in_transaction
                 raise
             finally:
                 with suppress(sqlite3.Error):
                     used.execute("RELEASE one")
+            self._prepared = True
 
     def commit(self) -> None:
         """Have everything that was prepared count, if this process dies or the power fails.
@@ -201,8 +205,11 @@ class StateDatabase:
         """
         with self._mutex:
             used = self._used()
+            lost, self._prepared, self._lost = self._lost, False, False
             try:
                 with self._told():
+                    if lost:
+                        raise OSError(f"the states in {self.file} could not be written")
                     if used.in_transaction:
                         used.execute("COMMIT")
             except BaseException:

@@ -107,6 +107,10 @@ def test_a_report_is_published_only_once_it_is_saved(world: World) -> None:
     assert all(one[0] in one[1:] for one in seen)
 
 
+_FAILS = "INSERT OR ROLLBACK INTO states VALUES (?, NULL)"
+"""Refused, and the whole transaction is rolled back, as SQLite does by itself on a full disk."""
+
+
 def database_of(folder: Path, subject: str) -> Path:
     return folder / f"{part_of(subject):02d}.sqlite"
 
@@ -187,3 +191,19 @@ def test_where_the_disk_is_full_nothing_counts_and_it_goes_on_later(tmp_path: Pa
     one.prepare({"reports": [1], "more": "x" * 100_000})
     one.database.commit()
     assert (one.load() or {})["reports"] == [1]
+
+
+def test_what_sqlite_gives_up_is_never_taken_for_committed(tmp_path: Path) -> None:
+    """Where a write fails, SQLite may roll everything back: others' states as well."""
+    states, (a, b) = States(tmp_path), neighbours()
+    one, other = states.of(a, PROFILE), states.of(b, PROFILE)
+    one.prepare({"reports": []})
+    with pytest.raises(sqlite3.IntegrityError):
+        other.database.change([(_FAILS, [(b,)])])
+    other.prepare({"reports": []})  # a new transaction, without the first
+    with pytest.raises(OSError, match="could not be written"):
+        one.database.commit()
+    assert one.load() is None
+    other.prepare({"reports": []})
+    other.database.commit()
+    assert other.load() is not None
