@@ -60,6 +60,10 @@ environments:
 OWN = POLICY.replace("environment: staging, ", "environment: prod, unless_first: true, ")
 CONFIG = '{"steps":[50.0,100.0],"min_samples":100,"min_seconds":0.0,"analysis":{"latency":null}}'
 DAY = 86_400_000
+_LONGEST = 50
+"""Milliseconds that a rollout is dated back: the same for all, so that one that begins later ends
+later, however soon it ends."""
+
 on_both = pytest.mark.parametrize("scenario", ["sqlite", "postgresql"], indirect=True)
 
 
@@ -156,7 +160,7 @@ def decided(
         errors = {ErrorClass.RAISED: failed} if failed else {}
         deltas = {"canary": Delta(20, errors), "stable": Delta(20)} if traffic else {}
         seen = Observation("gateway", number, deltas, frozenset({told} if told else ()))
-        state, _, decision = advance(state, seen, at_ms - len(steps) + number)
+        state, _, decision = advance(state, seen, at_ms - _LONGEST + number)
         if decision.changes:
             yield StoredDecision(
                 state.id,
