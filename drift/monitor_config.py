@@ -3,7 +3,7 @@
 ::
 
     format: chancery.monitors/v1
-    state: /var/lib/chancery/drift        # of all subjects; for this process alone
+    state: /var/lib/chancery/drift        # of all subjects; of no other file's
     blocks: /var/lib/chancery/blocks      # as recorders write: <model>/<version>/<deployment or _>
                                           # or s3://bucket/path, gs://bucket/path
     registry: governed+sqlite:///mlflow.db   # where versions are; by default MLflow's registry
