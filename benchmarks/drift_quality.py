@@ -11,8 +11,8 @@
   it is what scheduled checks are for, whose power on it is in the first part.
 
 Results go to ``benchmarks/results/drift_quality.json``; an hour with Alibi Detect on an idle
-machine. Streams are recorded by data set (``--parts streams --data census``) in
-``drift_streams_census.json`` and so on.
+machine. Streams without it (``--native --parts streams``) are in ``drift_streams.json``, those of
+single data sets with it (``--parts streams --data census``) in ``drift_streams_census.json``.
 
     python benchmarks/drift_quality.py
 """
