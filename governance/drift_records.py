@@ -59,7 +59,7 @@ _KEEP_EVERY_MS = 3_600_000
 """A report is put on the ledger when its level gets worse, and at most this long after the last;"""
 _KEEP_BETTER_MS = 60_000
 """and when its level gets better, but not so often."""
-_NEWEST = 16
+_LOOKED_AT = 16
 """Alerts of a subject in which the last thing that a person did is looked for."""
 
 
@@ -327,14 +327,19 @@ def see(
 
 
 def _last(connection: Connection, version_uid: str, deployment: str) -> Alert | None:
+    return next(iter(_newest(connection, version_uid, deployment, 1)), None)
+
+
+def _newest(connection: Connection, version_uid: str, deployment: str, limit: int) -> list[Alert]:
+    """Alerts of a subject, the newest first."""
     columns = drift_alerts.c
-    row = connection.execute(
+    rows = connection.execute(
         select(drift_alerts)
         .where(columns.version_uid == version_uid, columns.deployment == deployment)
         .order_by(columns.number.desc())
-        .limit(1)
-    ).one_or_none()
-    return None if row is None else _stored(row).alert
+        .limit(limit)
+    )
+    return [_stored(row).alert for row in rows]
 
 
 def acknowledged(connection: Connection, version_uid: str, deployment: str) -> int | None:
@@ -342,14 +347,8 @@ def acknowledged(connection: Connection, version_uid: str, deployment: str) -> i
 
     Its newest alerts are looked at: a monitor asks with each report, and acts on what is new.
     """
-    columns = drift_alerts.c
-    rows = connection.execute(
-        select(drift_alerts)
-        .where(columns.version_uid == version_uid, columns.deployment == deployment)
-        .order_by(columns.number.desc())
-        .limit(_NEWEST)
-    )
-    acts = (act for row in rows for act in _stored(row).alert.acts)
+    alerts = _newest(connection, version_uid, deployment, _LOOKED_AT)
+    acts = (act for alert in alerts for act in alert.acts)
     return max((act.window for act in acts if act.by and act.window is not None), default=None)
 
 

@@ -34,6 +34,16 @@ class Hangs:
         raise RuntimeError("at last")
 
 
+def kept_busy(event: Event, *, most_waiting: int) -> Workers:
+    """One thread that works until the event is set, and room for so many more calls."""
+    workers = Workers("test", 1, most_waiting=most_waiting)
+    first = workers.ask(lambda: event.wait(60))
+    assert first is not None
+    while not first.running():
+        time.sleep(0.001)
+    return workers
+
+
 def test_a_check_that_hangs_delays_no_counting_and_ends_as_trouble(tmp_path: Path) -> None:
     world, event = World(tmp_path), Event()
     checks = Workers("check", 1)
@@ -75,11 +85,7 @@ def test_a_detector_that_raises_is_trouble(tmp_path: Path) -> None:
 @pytest.mark.parametrize("full", [True, False])
 def test_where_no_place_is_free_the_report_says_so(tmp_path: Path, full: bool) -> None:
     world, event = World(tmp_path), Event()
-    checks = Workers("check", 1, most_waiting=1)
-    busy = checks.ask(lambda: event.wait(60))
-    assert busy is not None
-    while not busy.running():
-        time.sleep(0.001)
+    checks = kept_busy(event, most_waiting=1)
     if full:
         assert checks.ask(lambda: None) is not None
     found = world.monitor(reference=reference_sample(), checks=checks, check_wait_ms=5000)
@@ -97,11 +103,8 @@ def test_where_no_place_is_free_the_report_says_so(tmp_path: Path, full: bool) -
 
 
 def test_workers_take_no_more_than_they_have_room_for() -> None:
-    workers, event = Workers("test", 1, most_waiting=2), Event()
-    first = workers.ask(lambda: event.wait(60))
-    assert first is not None
-    while not first.running():
-        time.sleep(0.001)
+    event = Event()
+    workers = kept_busy(event, most_waiting=2)
     taken = [workers.ask(lambda: 1) for _ in range(4)]
     assert [future is not None for future in taken] == [True, True, False, False]
     event.set()
@@ -124,11 +127,7 @@ def test_a_check_of_an_odd_sample_is_trouble() -> None:
 
 def test_a_scheduled_check_that_finds_no_place_is_no_alarm_and_comes_later(tmp_path: Path) -> None:
     world, event = World(tmp_path), Event()
-    checks = Workers("check", 1, most_waiting=1)
-    busy = checks.ask(lambda: event.wait(60))
-    assert busy is not None
-    while not busy.running():
-        time.sleep(0.001)
+    checks = kept_busy(event, most_waiting=1)
     found = world.monitor(
         reference=reference_sample(), checks=checks, check_wait_ms=5000, check_every_ms=1
     )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from drift.cutter import Rows, WindowCutter
 from drift.verdict import Level
@@ -23,11 +20,6 @@ from tests.unit.drift.monitor_world import (
     reference_sample,
     straight,
 )
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
 
 
 def test_windows_become_reports_and_blocks_go(world: World) -> None:

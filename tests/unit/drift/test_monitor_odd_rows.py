@@ -19,12 +19,6 @@ from tests.unit.drift.monitor_world import (
     straight,
 )
 
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
 # -- odd blocks
 
 

@@ -29,12 +29,6 @@ from tests.unit.drift.monitor_world import (
 )
 from tests.unit.drift.reference import small_profile
 
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
 # -- who may use a state
 
 
