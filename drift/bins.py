@@ -63,6 +63,7 @@ __all__ = [
     "bins_from",
     "category_of",
     "fit_bins",
+    "numbers_of",
     "smoothed",
 ]
 
@@ -117,7 +118,7 @@ def category_of(value: Any) -> str | None:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
-def _numbers(values: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
+def numbers_of(values: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
     """(n,) floats with NaN for what is missing or no number, and which of them are no number."""
     kind = values.dtype.kind
     if kind in "fiub":
@@ -159,7 +160,7 @@ class NumericBins:
     @classmethod
     def fit(cls, values: ArrayLike, bins: int = 10, *, private: bool = False) -> NumericBins:
         """Cuts at the quantiles of ``values`` (n,); what is no finite number is left out."""
-        numbers, _ = _numbers(one_dimensional(values, "values"))
+        numbers, _ = numbers_of(one_dimensional(values, "values"))
         ordered = np.sort(numbers[np.isfinite(numbers)])
         if not len(ordered):
             return cls(())
@@ -190,7 +191,7 @@ class NumericBins:
 
     def codes(self, values: ArrayLike) -> Codes:
         """The bin of each value (n,)."""
-        numbers, strange = _numbers(one_dimensional(values, "values"))
+        numbers, strange = numbers_of(one_dimensional(values, "values"))
         codes = np.searchsorted(np.asarray(self.cuts, dtype=np.float64), numbers, side="right") + 2
         codes[~np.isfinite(numbers)] = MISSING
         codes[strange] = 1

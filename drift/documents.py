@@ -154,6 +154,19 @@ class Fields:
         """A list of numbers written as texts."""
         return [self._number(value, f"{key!r} value", least) for value in self.items(key, default)]
 
+    def number_rows(self, key: str) -> list[list[float]]:
+        """A list of lists of numbers written as texts."""
+        rows = self.items(key)
+        if not all(isinstance(row, list) for row in rows):
+            raise self.wrong(f"has in {key!r} something that is no list")
+        name = f"{key!r} value"
+        return [[self._number(value, name, -math.inf) for value in row] for row in rows]
+
+    def optional_object(self, key: str) -> Fields | None:
+        """An object inside, or null."""
+        value = self._take(key, None)
+        return None if value is None else Fields(value, f"{self.where}, {key!r},")
+
     def object(self, key: str, default: Any = _NEEDED) -> Fields:
         """An object inside."""
         return Fields(self._take(key, default), f"{self.where}, {key!r},")

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drift.bins import Bins, fit_bins, smoothed
+from drift.components import Components
 from drift.embedding import Embedding
-from drift.profile import Calibration, Column, DriftProfile, Pii, Role
+from drift.profile import Calibration, Column, DriftProfile, Pii, Role, is_component_part
 from drift.psi import psi
 from drift.rules import Rules
 from drift.sequential import DirichletBets
@@ -36,6 +37,8 @@ __all__ = ["fit_profile"]
 
 _MOST_WINDOWS = 100
 _MOST_BINS = 1000
+_CHOOSES = 5  # every fifth row chooses the components, which are counted on the others
+_NOT_COUNTED = -1
 _TOGETHER = 64  # columns that are weighed at once, to spare wide tables the calls
 
 
@@ -56,6 +59,7 @@ def fit_profile(
     times: ArrayLike | None = None,
     calibration: Table | None = None,
     directions: int = 16,
+    components: int = 8,
     seed: int = 0,
     performance: Mapping[str, Any] | None = None,
     fairness: Mapping[str, Any] | None = None,
@@ -78,6 +82,7 @@ def fit_profile(
         times: Of the rows (n,), to put them into order; without, they lie in order already.
         calibration: Later rows to calibrate on, features, outputs and embeddings together.
         directions: Projections of each embedding.
+        components: Principal components of the numeric features; 0 for none.
         seed: Of the projections.
         performance: Kept as it is.
         fairness: Kept as it is.
@@ -114,32 +119,56 @@ def fit_profile(
     later = _later(calibration, [one for one, _ in vectors], window)
     fitted: list[Column] = []
     cut = _Windows(rows if calibration is None else _length(later), window)
-    for name, (role, array) in plain.items():
+
+    def fit(
+        name: str,
+        role: Role,
+        values: NDArray[Any],
+        live: ArrayLike | None,
+        counted: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """One column: reference values (n,), of which ``counted`` count, and those to calibrate."""
         kept = (pii or {}).get(name, "keep")
         if kept not in ("keep", "bin", "mask"):
             raise MalformedRequestError(
                 f"pii of column {name!r} is {kept!r}", "write keep, bin or mask"
             )
-        ordered = array if order is None else array[order]
-        fit = fit_bins(
-            ordered,
+        known = fit_bins(
+            values if counted is None else values[counted],
             bins=bins,
             kind="presence" if kept == "mask" else (kinds or {}).get(name),
             private=kept != "keep",
         )
-        codes = fit.codes(ordered)
-        counts = np.bincount(codes, minlength=fit.size).astype(np.int64)
-        if later is None:
-            cut.compare(fit, counts, codes, left_out=True)
-        elif name in later:
-            later_codes = fit.codes(one_dimensional(later[name], name))
-            cut.compare(fit, counts, later_codes, left_out=False)
+        codes = known.codes(values)
+        if counted is not None:
+            codes[~counted] = _NOT_COUNTED
+        counts = np.bincount(codes[codes != _NOT_COUNTED], minlength=known.size).astype(np.int64)
+        if live is None:
+            cut.compare(known, counts, codes, left_out=True)
         else:
+            cut.compare(known, counts, known.codes(live), left_out=False)
+        fitted.append(Column(name, role, known, tuple(counts.tolist()), kept, name in protected))
+
+    for name, (role, array) in plain.items():
+        if later is not None and name not in later:
             raise MalformedRequestError(
                 f"the calibration rows lack the column {name!r}",
                 "pass features, outputs and embeddings together",
             )
-        fitted.append(Column(name, role, fit, tuple(counts.tolist()), kept, name in protected))
+        values = array if order is None else array[order]
+        plain[name] = (role, values)
+        fit(name, role, values, None if later is None else one_dimensional(later[name], name))
+    parts = {one.name: plain[one.name][1] for one in fitted if is_component_part(one)}
+    parts = {name: values for name, values in parts.items() if values.dtype.kind not in "mM"}
+    chooses = np.arange(rows) % _CHOOSES == 0
+    together = Components.fit({k: values[chooses] for k, values in parts.items()}, components)
+    if together is not None:
+        live = None
+        if later is not None:
+            said = {name: np.asarray(later[name]) for name in parts}
+            live = together.columns(said, _length(later))
+        for name, values in together.columns(parts, rows).items():
+            fit(name, "component", values, None if live is None else live[name], ~chooses)
     return DriftProfile(
         model=model,
         columns=tuple(fitted),
@@ -152,6 +181,7 @@ def fit_profile(
         backend=backend,
         performance=performance,
         fairness=fairness,
+        components=together,
     )
 
 
@@ -179,8 +209,9 @@ class _Windows:
         """One column's windows (cut from ``codes``) against the reference's ``counts``."""
         windows, size = len(self._first), bins.size
         places = self._first[:, None] + np.arange(self._window)
-        cells = codes[places] + np.arange(windows)[:, None] * size
-        parts = np.bincount(cells.ravel(), minlength=windows * size).reshape(windows, size)
+        found = codes[places]
+        cells = (found + np.arange(windows)[:, None] * size)[found != _NOT_COUNTED]
+        parts = np.bincount(cells, minlength=windows * size).reshape(windows, size)
         self._parts.append(parts)
         rest = counts - parts if left_out else np.broadcast_to(counts, parts.shape)
         self._references.append(smoothed(rest))

@@ -12,7 +12,6 @@ Example::
 
     layout = Layout(("age", "town"), (NumericBins(...), CategoryBins(...)))
     layout.count({"age": ages, "town": towns}, rows=256)        # (T,)
-    layout.count_matrix(matrix)                                 # (n, d) floats, all numeric
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 
 from drift.bins import MISSING, Bins, NumericBins
 from drift.cuts import MOST_ROWS, below_cuts, is_fast, single_cuts
-from governance.errors import MalformedRequestError
 
 __all__ = ["Layout"]
 
@@ -56,7 +54,6 @@ class Layout:
             np.array(column.cuts if isinstance(column, NumericBins) else (), dtype=np.float64)
             for column in bins
         ]
-        self._numeric = all(isinstance(column, NumericBins) for column in bins)
         self._groups: dict[tuple[int, ...], _Group] = {}
 
     def count(self, columns: Mapping[str, NDArray[Any]], rows: int) -> Counts:
@@ -85,33 +82,6 @@ class Layout:
                 for low in range(0, rows, _ROWS):
                     block = np.array([array[low : low + _ROWS] for array in arrays], group.dtype)
                     group.add(block, counts)
-        return counts
-
-    def count_matrix(self, matrix: NDArray[Any]) -> Counts:
-        """Counts (T,) of a matrix (n, d) of numbers whose columns are ours, in our order.
-
-        Raises:
-            MalformedRequestError: another width, a type that is no number, or a column of ours that
-                is not numeric.
-        """
-        if (
-            matrix.ndim != 2
-            or matrix.shape[1] != len(self.names)
-            or not is_fast(matrix.dtype)
-            or not self._numeric
-        ):
-            raise MalformedRequestError(
-                f"a matrix of {matrix.dtype} with the shape {matrix.shape} does not fit "
-                f"{len(self.names)} columns, all of them numeric",
-                "pass the columns by name",
-            )
-        counts = np.zeros(self.total, dtype=np.int64)
-        for places in _pieces(range(len(self.names))):
-            group = self._group(places, matrix.dtype == np.float32)
-            part = slice(places[0], places[-1] + 1)
-            for low in range(0, len(matrix), _ROWS):
-                block = np.ascontiguousarray(matrix[low : low + _ROWS, part].T, group.dtype)
-                group.add(block, counts)
         return counts
 
     def of_column(self, place: int, flat: NDArray[Any]) -> NDArray[Any]:

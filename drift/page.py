@@ -183,7 +183,11 @@ def _what(report: WindowReport) -> list[str]:
         if one.psi < 0.5 * verdict.psi_threshold or not one.grown:
             continue
         grown = one.grown[0]
-        kind = {"output": "The model's answer", "embedding": "The embedding's direction"}
+        kind = {
+            "output": "The model's answer",
+            "embedding": "The embedding's direction",
+            "component": "Together, in",
+        }
         sentences.append(
             f"{kind.get(one.role, 'The input')} {one.name!r}: {_share(grown.window)} of its values "
             f"are {_bin(grown.name)}, and {_share(grown.reference)} were (PSI {one.psi:.2g})."

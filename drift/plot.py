@@ -364,7 +364,7 @@ def _draw_accuracy(ax: Axes, points: Sequence[Point], reference: object) -> None
 def _draw_column(ax: Axes, report: WindowReport, profile: DriftProfile, place: int) -> None:
     column = profile.columns[place]
     counts = profile.layout.of_column(place, report.counts.counts)
-    before = 100 * np.array(column.counts) / max(profile.rows, 1)
+    before = 100 * column.shares
     after = 100 * counts / max(report.counts.rows, 1)
     shown = [bin for bin in range(len(before)) if max(before[bin], after[bin]) >= 0.05]
     if len(shown) > _BARS:

@@ -1,9 +1,9 @@
 """The reference profile: what a model was made from, as a signed document of counts.
 
-``chancery.drift-profile/v1`` holds every column (feature, output, projection of an embedding) with
-its bins and reference counts, how far the reference's own windows lie from it, the digests of the
-data sets, and the rules. It holds no rows. It is canonical JSON, so it has one digest, which is
-signed together with the model. ``drift/fitting.py`` makes one.
+``chancery.drift-profile/v1`` holds every column (feature, output, projection of an embedding,
+principal component) with its bins and reference counts, how far the reference's own windows lie
+from it, the digests of the data sets, and the rules. It holds no rows. It is canonical JSON, so it
+has one digest, which is signed together with the model. ``drift/fitting.py`` makes one.
 
 Calibration from another piece of work travels in it unread: ``performance`` (estimating accuracy
 without labels) and ``fairness``.
@@ -26,7 +26,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.bins import Bins, CategoryBins, PresenceBins, bins_from, smoothed
+from drift.bins import Bins, CategoryBins, NumericBins, PresenceBins, bins_from, smoothed
+from drift.components import Components
 from drift.documents import Fields, number_text
 from drift.embedding import Embedding
 from drift.layout import Layout
@@ -34,16 +35,23 @@ from drift.rules import Rules
 from governance.canonical import canonical_json, sha256_hex
 from governance.errors import MalformedRequestError, RefusedError, TamperedError
 
-__all__ = ["ENOUGH_WINDOWS", "FORMAT", "Calibration", "Column", "DriftProfile"]
+__all__ = [
+    "ENOUGH_WINDOWS",
+    "FORMAT",
+    "Calibration",
+    "Column",
+    "DriftProfile",
+    "is_component_part",
+]
 
 FORMAT = "chancery.drift-profile/v1"
 ENOUGH_WINDOWS = 30
 """Calibration windows from which the largest PSI among them is taken for settled."""
 
-Role = Literal["feature", "output", "embedding"]
+Role = Literal["feature", "output", "embedding", "component"]
 Pii = Literal["keep", "bin", "mask"]
 
-_ROLES = ("feature", "output", "embedding")
+_ROLES = ("feature", "output", "embedding", "component")
 _PII = ("keep", "bin", "mask")
 _BACKENDS = ("native", "alibi")
 
@@ -56,7 +64,7 @@ class Column:
         name: In a block of rows.
         role: What the model does with it.
         bins: What it is counted by.
-        counts: Of the reference, one a bin.
+        counts: Of the reference, one a bin; of a component without the rows that chose it.
         pii: ``keep``: values may be recorded; ``bin``: only counts may; ``mask``: only whether
             there is a value.
         protected: Whether fairness is judged by its groups.
@@ -68,6 +76,11 @@ class Column:
     counts: tuple[int, ...]
     pii: Pii = "keep"
     protected: bool = False
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Of the reference in each bin; all 0 of an empty one."""
+        return np.array(self.counts) / max(sum(self.counts), 1)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -184,11 +197,12 @@ class DriftProfile:
 
     Attributes:
         model: Name of the registered model it belongs to.
-        columns: In the order features, outputs, projections.
+        columns: In the order features, outputs, projections, components.
         rows: Of the reference.
         window: W, rows of a window.
         calibration: How the reference's own windows look.
         embeddings: Vectors, and how they become columns.
+        components: How features become principal components; None: none are counted.
         datasets: Name of each data set of the reference → its digest.
         rules: When to warn and to alert.
         backend: Who confirms an alarm: our own detectors, or Alibi Detect.
@@ -207,6 +221,7 @@ class DriftProfile:
     backend: Literal["native", "alibi"] = "native"
     performance: Mapping[str, Any] | None = None
     fairness: Mapping[str, Any] | None = None
+    components: Components | None = None
 
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns]
@@ -218,15 +233,22 @@ class DriftProfile:
         projections = [name for one in self.embeddings for name in one.column_names]
         if projections != [c.name for c in self.columns if c.role == "embedding"]:
             raise _malformed("has columns of embeddings that its embeddings do not make")
+        usable = {c.name for c in self.columns if is_component_part(c)}
+        for name in self.components.features if self.components else ():
+            if name not in usable:
+                raise _malformed(f"makes components of {name!r}, no number that may be recorded")
+        made = list(self.components.names) if self.components else []
+        if made != [c.name for c in self.columns if c.role == "component"]:
+            raise _malformed("has columns of components that its components do not make")
         if len(self.calibration.largest_psi) != len(names):
             raise _malformed(
                 f"has {len(self.calibration.largest_psi)} calibrated columns for {len(names)}"
             )
         for column in self.columns:
-            if sum(column.counts) != self.rows:
+            counted = sum(column.counts)
+            if not 0 < counted <= self.rows or (counted < self.rows and column.role != "component"):
                 raise _malformed(
-                    f"has {sum(column.counts)} values in column {column.name!r} "
-                    f"for {self.rows} rows"
+                    f"has {counted} values in column {column.name!r} for {self.rows} rows"
                 )
         if self.window < 1 or self.rows < 10 * self.window:
             raise _malformed(f"has {self.rows} rows, too few for windows of {self.window}")
@@ -254,7 +276,7 @@ class DriftProfile:
     @cached_property
     def inputs_by_name(self) -> Mapping[str, Column | Embedding]:
         """What a block of rows is expected to carry, by name."""
-        plain = {c.name: c for c in self.columns if c.role != "embedding"}
+        plain = {c.name: c for c in self.columns if c.role in ("feature", "output")}
         return {**plain, **{one.name: one for one in self.embeddings}}
 
     def to_json(self) -> bytes:
@@ -277,6 +299,8 @@ class DriftProfile:
             "performance": self.performance,
             "fairness": self.fairness,
         }
+        if self.components is not None:
+            document["components"] = self.components.to_dict()
         try:
             return canonical_json(document)
         except ValueError as error:
@@ -299,6 +323,7 @@ class DriftProfile:
                 the place.
         """
         fields = Fields.parse(data, FORMAT, "drift profile")
+        components = fields.optional_object("components")
         profile = cls(
             model=fields.text("model"),
             columns=tuple(map(Column.from_fields, fields.objects("columns"))),
@@ -311,6 +336,7 @@ class DriftProfile:
             backend=cast(Any, fields.text("backend", "native", among=_BACKENDS)),
             performance=fields.opaque("performance"),
             fairness=fields.opaque("fairness"),
+            components=None if components is None else Components.from_fields(components),
         )
         fields.done()
         return profile
@@ -333,6 +359,12 @@ class DriftProfile:
                 "signed",
                 "restore the profile that was signed with the model, or fit and sign another",
             )
+
+
+def is_component_part(column: Column) -> bool:
+    """Whether principal components may be made of it: a feature's numbers, not personal."""
+    numeric = isinstance(column.bins, NumericBins)
+    return column.role == "feature" and column.pii == "keep" and numeric
 
 
 def _repeats(names: list[str]) -> bool:

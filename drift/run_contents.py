@@ -81,14 +81,15 @@ def table_of(report: WindowReport, profile: DriftProfile) -> bytes:
     for place, column in enumerate(profile.columns):
         now = profile.layout.of_column(place, report.counts.counts)
         plain = isinstance(column.bins, NumericBins)
-        for name, before, count in zip(column.bins.names, column.counts, now.tolist(), strict=True):
+        before = zip(column.counts, column.shares.tolist(), strict=True)
+        for name, (were, share), count in zip(column.bins.names, before, now.tolist(), strict=True):
             writer.writerow(
                 [
                     _no_formula(column.name),
                     column.role,
                     name if plain else _no_formula(name),
-                    before,
-                    f"{before / max(profile.rows, 1):.6g}",
+                    were,
+                    f"{share:.6g}",
                     count,
                     f"{count / max(report.counts.rows, 1):.6g}",
                 ]

@@ -147,8 +147,7 @@ class Judge:
         self._rules = profile.rules
         self._statistic = ShiryaevRoberts(profile.probabilities, profile.layout.starts)
         self._thresholds = self._psi_thresholds()
-        counts = [np.array(column.counts) for column in profile.columns]
-        self._shares = np.concatenate(counts) / max(profile.rows, 1)
+        self._shares = np.concatenate([column.shares for column in profile.columns])
         self._streak = 0
         self._last: int | None = None
         self._waiting = WindowCounts.empty(profile)

@@ -217,6 +217,8 @@ def count_columns(
             plain |= column.columns(values)
         else:
             plain[name] = values if values.ndim == 1 else _no_scalars(rows)
+    if profile.components is not None and rows:
+        plain |= profile.components.columns(plain, rows)
     times = np.atleast_1d(np.asarray(times_ms if times_ms is not None else (), dtype=np.int64))
     unknown = [clean_name(name) for name in columns if name not in known] if rows else []
     extra = {name: rows * count for name, count in Counter(unknown).items()}

@@ -29,9 +29,9 @@ FORBIDDEN = {
 
 PURE = {
     "drift": {
-        "bins", "calibration", "confidences", "cuts", "cutter", "documents", "embedding",
-        "error_rate", "estimated", "fairness", "fitting", "group_counts", "intervals", "labels",
-        "layout", "profile", "psi", "rules", "sections", "sequential", "tables", "verdict",
+        "bins", "calibration", "components", "confidences", "cuts", "cutter", "documents",
+        "embedding", "error_rate", "estimated", "fairness", "fitting", "group_counts",
+        "intervals", "labels", "layout", "profile", "psi", "rules", "sections", "sequential", "tables", "verdict",
         "window",
     },
     "serve": {

@@ -40,7 +40,18 @@ def live_rows(rows: int, seed: int = 1) -> dict[str, Any]:
 
 
 def slow_log_e(counts: list[int], probabilities: list[float]) -> float:
-    """ln of the e-value of one column, one row after another, as products of predictions.
+    """ln of the e-value of one column: bets on all its bins and on its two halves."""
+    cuts = range(1, len(counts))
+    middle = min(cuts, key=lambda cut: (round(abs(sum(probabilities[:cut]) - 0.5), 9), cut))
+    two = [sum(counts[:middle]), sum(counts[middle:])]
+    halves = [sum(probabilities[:middle]), sum(probabilities[middle:])]
+    logs = [*_log_bets(counts, probabilities), *_log_bets(two, halves)]
+    largest = max(logs)
+    return largest + math.log(sum(math.exp(log - largest) for log in logs) / len(logs))
+
+
+def _log_bets(counts: list[int], probabilities: list[float]) -> list[float]:
+    """Of each strength, one row after another, as products of predictions.
 
     The Dirichlet-multinomial likelihood is the product over rows of (a_b + seen_b) / (K + seen).
     """
@@ -52,8 +63,7 @@ def slow_log_e(counts: list[int], probabilities: list[float]) -> float:
                 log += math.log((strength * p + already) / (strength + seen)) - math.log(p)
                 seen += 1
         logs.append(log)
-    largest = max(logs)
-    return largest + math.log(sum(math.exp(log - largest) for log in logs) / 3)
+    return logs
 
 
 def slow_psi(counts: list[int], probabilities: list[float]) -> float:
@@ -73,8 +83,27 @@ def slow_bin(value: float, cuts: tuple[float, ...]) -> int:
     return 2 + sum(cut <= value for cut in cuts)
 
 
+def slow_components(profile: DriftProfile, columns: dict[str, Any]) -> dict[str, Any]:
+    """Principal components, value by value."""
+    made = profile.components
+    if made is None:
+        return {}
+    rows = len(columns[made.features[0]])
+    found: dict[str, Any] = {name: np.zeros(rows, np.float32) for name in made.names}
+    for row in range(rows):
+        spreads = []
+        for name, mean, spread in zip(made.features, made.means, made.spreads, strict=True):
+            value = float(columns[name][row])
+            spreads.append((value - mean) / spread if math.isfinite(value) else 0.0)
+        for name, direction in zip(made.names, made.directions, strict=True):
+            total = math.fsum(w * value for w, value in zip(direction, spreads, strict=True))
+            found[name][row] = round(total, 4)
+    return found
+
+
 def slow_counts(profile: DriftProfile, columns: dict[str, Any]) -> NDArray[np.int64]:
     """Flat counts by each column's own codes."""
+    columns = {**columns, **slow_components(profile, columns)}
     return np.concatenate(
         [
             np.bincount(column.bins.codes(columns[column.name]), minlength=column.bins.size)

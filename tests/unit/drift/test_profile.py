@@ -15,6 +15,7 @@ from drift.fitting import fit_profile
 from drift.profile import DriftProfile
 from drift.rules import Rules
 from drift.tables import columns_of
+from drift.window import count_rows
 from governance.canonical import canonical_json
 from governance.errors import MalformedRequestError, RefusedError, TamperedError
 from tests.unit.drift.reference import reference_rows, small_profile
@@ -47,7 +48,10 @@ def test_a_profile_comes_back_from_json_byte_for_byte(profile: DriftProfile) -> 
 def test_the_roles_and_what_may_be_recorded(profile: DriftProfile) -> None:
     assert [c.name for c in profile.features] == ["amount", "visits", "town", "known", "fee"]
     assert [c.name for c in profile.outputs] == ["score"]
-    assert [c.name for c in profile.columns[6:]] == ["text#00", "text#01", "text#02"]
+    assert [c.name for c in profile.columns[6:9]] == ["text#00", "text#01", "text#02"]
+    assert [c.name for c in profile.columns[9:]] == [
+        "component#00 of amount and visits", "component#01 of amount and visits",
+    ]  # fmt: skip
     columns = {column.name: column for column in profile.columns}
     assert columns["town"].pii == "bin"
     assert columns["town"].protected
@@ -71,7 +75,7 @@ def test_every_container_gives_the_same_profile() -> None:
     for other in (pd.DataFrame(table), structured, lists):
         assert fit_profile(other, model="m", window=100).digest == wanted
     matrix = fit_profile(np.column_stack([table["a"], table["b"]]), model="m", window=100)
-    assert [column.name for column in matrix.columns] == ["0", "1"]
+    assert [column.name for column in matrix.features] == ["0", "1"]
 
 
 def test_windows_are_cut_in_the_order_of_time_and_never_shuffled() -> None:
@@ -119,8 +123,9 @@ def test_ten_thousand_columns_are_fitted_counted_and_kept() -> None:
     profile = fit_profile(matrix, model="wide", window=100, bins=4)
     again = DriftProfile.from_json(profile.to_json())
     assert again.digest == profile.digest
-    counts = again.layout.count_matrix(matrix[:100])
-    assert counts.sum() == 100 * 10_000
+    assert again.components is not None
+    assert len(again.components.features) == 100  # of 200 rows that choose, half as many
+    assert count_rows(again, matrix[:100]).counts.sum() == 100 * (10_000 + 8)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -191,7 +196,7 @@ def _changed(profile: DriftProfile, change: Any) -> bytes:
         (lambda d: d["columns"][0].update(role="label"), "none of feature"),
         (lambda d: d["columns"][0].update(pii="mask"), "masked, but counted"),
         (lambda d: d["columns"][2]["bins"].update(rare=[]), "lists rare categories"),
-        (lambda d: d["calibration"]["largest_psi"].pop(), "8 calibrated columns for 9"),
+        (lambda d: d["calibration"]["largest_psi"].pop(), "10 calibrated columns for 11"),
         (lambda d: d["calibration"].update(note="all is well"), "do not bear out"),
         (lambda d: d["embeddings"][0].update(directions=2), "embeddings do not make"),
         (lambda d: d["embeddings"][0].update(width=10**9), "more than 65536"),

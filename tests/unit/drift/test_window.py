@@ -100,14 +100,7 @@ def test_missing_values_anywhere_count_like_the_slow_way(dtype: Any) -> None:
         holes[:, 3] = np.nan
         columns = {str(place): holes[:, place] for place in range(7)}
         wanted = slow_counts(profile, columns).tolist()
-        assert profile.layout.count_matrix(holes).tolist() == wanted
-        assert profile.layout.count(columns, 3000).tolist() == wanted
-
-
-def test_a_matrix_that_does_not_fit_is_refused() -> None:
-    for matrix in (np.zeros((3, 2)), np.zeros(6), np.zeros((3, 6), dtype=object)):
-        with pytest.raises(MalformedRequestError, match="does not fit 6 columns"):
-            PROFILE.layout.count_matrix(matrix)
+        assert count_rows(profile, columns).counts.tolist() == wanted
 
 
 def test_a_column_of_nan_only_is_missing_and_a_new_category_unseen() -> None:

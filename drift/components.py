@@ -1,0 +1,199 @@
+"""Principal components of numeric features, counted like columns: how columns move together.
+
+Columns looked at one by one do not see that two of them stopped moving together. A principal
+component of the standardised features does, and the ones with the *least* variance do best: there
+the reference hardly moves, so noise of its own in each column, or columns that came apart (a wrong
+join, an exchanged unit, one sensor that stands still), stand out by many times the spread. The ones
+with the *most* variance gather a shift that is small in each of many correlated columns. Half of
+the components are of each kind. Monitoring the last components is T. Cleveland's and R.
+Gnanadesikan's old advice; see I. Jolliffe, "Principal Component Analysis", 2nd edition 2002,
+sections 10.1 and 10.3, and L. Kuncheva and W. Faithfull, IEEE Trans. Neural Networks 25(1), 2014,
+for drift detection by them.
+
+A value that is missing, or no number, stands at its column's mean: that it is missing is counted in
+its own column. Personal columns take no part. Of more than 256 columns, 256 spread evenly do.
+
+Components are rounded to 1/10,000 of a spread. A matrix product rounds differently in blocks of
+different sizes, and a component that is constant in the reference (a total beside its parts) would
+be nothing else but that; rounded it is 0, and whatever breaks the sum is not.
+
+Example::
+
+    components = Components.fit({"income": incomes, "savings": savings}, count=8)
+    components.columns(block, rows)     # {"component#00 of income and savings": (rows,), …}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drift.bins import numbers_of
+from drift.documents import Fields, number_text
+
+__all__ = ["Components"]
+
+Floats = NDArray[np.float64]
+
+_MOST_COLUMNS = 256
+_FEWEST_ROWS = 50
+_UNITS = 1e4  # of a spread
+_FARTHEST = 1e9  # spreads; beyond that, far is far
+_NAMED = 3  # features in a component's name,
+_LONGEST = 32  # with as many letters of each
+
+
+@dataclass(frozen=True)
+class Components:
+    """Some principal components of the reference.
+
+    Attributes:
+        features: Columns that they are made of.
+        means: Of these in the reference (c,).
+        spreads: Standard deviations (c,), above 0.
+        directions: Weights of the standardised columns: (k, c).
+    """
+
+    features: tuple[str, ...]
+    means: tuple[float, ...]
+    spreads: tuple[float, ...]
+    directions: tuple[tuple[float, ...], ...]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the components, as columns: with the features that weigh most."""
+        found = []
+        for place, direction in enumerate(self.directions):
+            weights = np.abs(direction)
+            first = np.argsort(-weights, kind="stable")[:_NAMED].tolist()
+            named = [self.features[at] for at in first if weights[at] >= weights.max() / 2]
+            listed = ", ".join(name[:_LONGEST] for name in named)
+            found.append(f"component#{place:02d} of {' and '.join(listed.rsplit(', ', 1))}")
+        return tuple(found)
+
+    @cached_property
+    def _weights(self) -> tuple[Floats, Floats]:
+        """Of values as they come (k, c), and what is subtracted then (k, 1)."""
+        weights = np.array(self.directions) / np.array(self.spreads)
+        return weights, (weights @ np.array(self.means))[:, None]
+
+    def columns(
+        self, columns: Mapping[str, NDArray[Any]], rows: int
+    ) -> dict[str, NDArray[np.float32]]:
+        """Each component (rows,) of a block of rows, by name."""
+        weights, offset = self._weights
+        found = [columns.get(name) for name in self.features]
+        if all(x is not None and x.dtype.kind in "fiu" and x.ndim == 1 for x in found):
+            with np.errstate(over="ignore", invalid="ignore"):
+                projected = weights @ np.array(found, np.float64)
+                projected -= offset
+            if (np.abs(projected) < _FARTHEST).all():
+                return self._named(projected)
+        projected = np.array(self.directions) @ self._standardised(found, rows)
+        return self._named(projected.clip(-_FARTHEST, _FARTHEST))
+
+    def _standardised(self, found: list[NDArray[Any] | None], rows: int) -> Floats:
+        """(c, rows), the slow way: whatever is there."""
+        matrix = np.zeros((len(found), rows))
+        for place, values in enumerate(found):
+            if values is None or values.ndim != 1:
+                continue
+            numbers, _ = numbers_of(values)
+            with np.errstate(over="ignore", invalid="ignore"):
+                scaled = (numbers - self.means[place]) / self.spreads[place]
+            scaled = np.clip(scaled, -_FARTHEST, _FARTHEST)
+            matrix[place] = np.where(np.isfinite(numbers), scaled, 0.0)
+        return matrix
+
+    def _named(self, projected: Floats) -> dict[str, NDArray[np.float32]]:
+        projected *= _UNITS
+        np.rint(projected, out=projected)
+        projected *= 1 / _UNITS
+        return dict(zip(self.names, projected.astype(np.float32), strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "features": list(self.features),
+            "means": [*map(number_text, self.means)],
+            "spreads": [*map(number_text, self.spreads)],
+            "directions": [[*map(number_text, one)] for one in self.directions],
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Components:
+        """Inverse of ``to_dict``.
+
+        Raises:
+            MalformedRequestError: names the place.
+        """
+        found = cls(
+            fields.texts("features"),
+            tuple(fields.numbers("means")),
+            tuple(fields.numbers("spreads")),
+            tuple(map(tuple, fields.number_rows("directions"))),
+        )
+        fields.done()
+        width = len(found.features)
+        if not width or len(set(found.features)) != width:
+            raise fields.wrong("has no features, or one twice")
+        if {len(found.means), len(found.spreads), *map(len, found.directions)} != {width}:
+            raise fields.wrong(f"has lists that do not fit its {width} features")
+        numbers = (*found.means, *found.spreads, *(x for one in found.directions for x in one))
+        if not np.isfinite(numbers).all() or min(found.spreads) <= 0:
+            raise fields.wrong("has a number that is not finite, or a spread that is not above 0")
+        return found
+
+    @classmethod
+    def fit(cls, columns: Mapping[str, NDArray[Any]], count: int) -> Components | None:
+        """Components of some rows, which should not be those that they are counted on: the least
+        variance is too small in the rows that it was found in.
+
+        None: no two columns vary, or there are too few rows.
+
+        Args:
+            columns: Numeric features, (n,) each. Fewer take part if n is below twice their number.
+            count: How many components; all of them where there are fewer columns.
+        """
+        names, rows = list(columns), len(next(iter(columns.values()), ()))
+        varying: dict[str, tuple[Floats, float, float]] = {}
+        for name in _spread_evenly(names, min(_MOST_COLUMNS, rows // 2)):
+            numbers, _ = numbers_of(columns[name])
+            there = numbers[np.isfinite(numbers)]
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean, spread = (there.mean(), there.std()) if len(there) else (0.0, 0.0)
+            # Of the size of rounding errors, a spread is none.
+            if np.isfinite(spread) and spread > 1e-9 * abs(mean):
+                scaled = np.where(np.isfinite(numbers), (numbers - mean) / spread, 0.0)
+                varying[name] = (scaled, float(mean), float(spread))
+        if count < 1 or rows < _FEWEST_ROWS or len(varying) < 2:
+            return None
+        matrix = np.array([scaled for scaled, _, _ in varying.values()])
+        _, vectors = np.linalg.eigh(matrix @ matrix.T / rows)  # least variance first
+        chosen = vectors.T
+        if count < len(chosen):
+            first, last = -(-count // 2), count // 2
+            chosen = np.concatenate([chosen[:first], chosen[len(chosen) - last :]])
+        return cls(
+            tuple(varying),
+            tuple(mean for _, mean, _ in varying.values()),
+            tuple(spread for _, _, spread in varying.values()),
+            tuple(_turned(one) for one in chosen.round(6)),
+        )
+
+
+def _spread_evenly(names: list[str], most: int) -> list[str]:
+    if len(names) <= most:
+        return names
+    return [names[at * len(names) // most] for at in range(most)]
+
+
+def _turned(direction: Floats) -> tuple[float, ...]:
+    """With the largest weight above 0: a direction and its opposite are one."""
+    sign = 1.0 if direction[np.argmax(np.abs(direction))] >= 0 else -1.0
+    return tuple((direction * sign + 0.0).tolist())
