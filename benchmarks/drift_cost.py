@@ -5,7 +5,7 @@
   rows, in its own process and timed there. The two do not answer the same question: ours is the
   pass that every window goes through, theirs what many people run on every window instead.
 - *memory*: of a profile and a judge, for 10,000 to 1,000,000 reference rows.
-- *recorder*: in the way of an answer (``append``), and all in all with blocks and their Parquet.
+- *recorder*: in the way of an answer (``append``), and all in all with blocks and their files.
 - *monitor*: windows a second of one process, and of two that share the models, with a thousand
   models of ten columns that get windows of 200 rows; reports go to a folder.
 
@@ -36,7 +36,7 @@ from machine import load_average
 from surroundings import progress
 
 from drift.block_folder import BlockFile
-from drift.blocks import Block, to_parquet
+from drift.blocks import Block, to_arrow
 from drift.catalogue import build
 from drift.cutter import Window
 from drift.examine import examine
@@ -160,7 +160,7 @@ def recording(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
         for _ in range(batches):
             recorder.append_together(rows, said, ids, ones, version="1")
         appended = time.perf_counter()
-        size = sum(len(to_parquet(block)) for block in recorder.flush())
+        size = sum(len(to_arrow(block)) for block in recorder.flush())
         ended = time.perf_counter()
         count = batches * rows_at_once
         if recorder.counts.dropped:
@@ -250,7 +250,7 @@ def _rounds(folder: Path, part: tuple[int, int], barrier: Any, said: Any) -> Non
             )  # fmt: skip
             assert isinstance(one.blocks, Path)
             one.blocks.mkdir(parents=True, exist_ok=True)
-            (one.blocks / BlockFile.of(block).name).write_bytes(to_parquet(block))
+            (one.blocks / BlockFile.of(block).name).write_bytes(to_arrow(block))
         barrier.wait(600)
         return time.perf_counter(), time.process_time()
 

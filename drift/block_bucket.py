@@ -11,7 +11,7 @@ artifacts, or ``AWS_ENDPOINT_URL`` names another server. What pyarrow reaches is
 Example::
 
     bucket = BlockBucket.of("s3://ml-blocks/fraud/7/_")
-    bucket.deliver(Path("spool/replica-1~….parquet"))
+    bucket.deliver(Path("spool/replica-1~….arrow"))
     for entry in bucket.entries():
         block = bucket.read(entry)
 """
@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from drift.block_folder import BlockFile, in_order, named_block, require_no_rival
-from drift.blocks import MOST_BYTES, Block, to_parquet
+from drift.blocks import MOST_BYTES, Block, to_arrow
 from governance.errors import ConfigurationError
 
 __all__ = ["SCHEMES", "BlockBucket"]
@@ -104,7 +104,7 @@ class BlockBucket:
             OSError: the bucket cannot be written.
         """
         entry = BlockFile.of(block)
-        self._put(entry, to_parquet(block))
+        self._put(entry, to_arrow(block))
         return entry
 
     def deliver(self, file: Path) -> None:

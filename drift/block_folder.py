@@ -4,7 +4,7 @@ A file is written beside its place under a name that no reader looks at, and ren
 source, sequence number, first and last time, rows and id, so that order, gaps and how much waits
 are known without opening anything::
 
-    replica-1~000000000042~1700000000000~1700000009000~256~0123…cdef.parquet
+    replica-1~000000000042~1700000000000~1700000009000~256~0123…cdef.arrow
 
 Blocks are read in the order of each source's sequence numbers; between sources, by time. A file
 whose name is none of ours is left alone; one that does not hold what its name says is refused, by
@@ -29,14 +29,14 @@ from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
 
-from drift.blocks import MOST_BYTES, Block, from_parquet, to_parquet
+from drift.blocks import MOST_BYTES, Block, from_arrow, to_arrow
 from governance.errors import ConflictError, MalformedRequestError
 
 __all__ = ["BlockFile", "BlockFolder", "gaps", "in_order", "named_block", "require_no_rival"]
 
 _NAME = re.compile(
     r"(?P<source>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})~(?P<sequence>[0-9]{12})~(?P<first>-?[0-9]{1,16})"
-    r"~(?P<last>-?[0-9]{1,16})~(?P<rows>[0-9]{1,9})~(?P<id>[0-9a-f]{32})\.parquet"
+    r"~(?P<last>-?[0-9]{1,16})~(?P<rows>[0-9]{1,9})~(?P<id>[0-9a-f]{32})\.arrow"
 )
 _SETTLED_NS = 100_000_000
 """A folder that changed longer ago shows the next change by another time: file systems count in a
@@ -69,7 +69,7 @@ class BlockFile:
     def of(cls, block: Block) -> BlockFile:
         name = (
             f"{block.source}~{block.sequence:012d}~{block.first_ms}~{block.last_ms}"
-            f"~{block.rows}~{block.id}.parquet"
+            f"~{block.rows}~{block.id}.arrow"
         )
         return cls(
             block.source, block.sequence, block.first_ms, block.last_ms, block.rows, block.id, name
@@ -119,7 +119,7 @@ class BlockFolder:
             OSError: the folder cannot be written.
         """
         entry = BlockFile.of(block)
-        data = to_parquet(block)
+        data = to_arrow(block)
         self._placed(entry, lambda target: target.write_bytes(data))
         return entry
 
@@ -217,7 +217,7 @@ def named_block(data: bytes, entry: BlockFile) -> Block:
     Raises:
         MalformedRequestError: the bytes are truncated, changed, or another block's.
     """
-    block = from_parquet(data, entry.name)
+    block = from_arrow(data, entry.name)
     if BlockFile.of(block) != entry:
         raise MalformedRequestError(
             f"{entry.name} holds block {block.sequence} of {block.source}",
@@ -239,7 +239,7 @@ def require_no_rival(where: object, entry: BlockFile, names: Iterable[str]) -> N
     """
     start = f"{entry.source}~{entry.sequence:012d}~"
     for name in names:
-        if name.startswith(start) and name.endswith(".parquet") and name != entry.name:
+        if name.startswith(start) and name.endswith(".arrow") and name != entry.name:
             raise ConflictError(
                 f"{where} has another block {entry.sequence} of {entry.source}: {name}",
                 "give every life of a replica a source of its own",

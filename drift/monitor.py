@@ -60,6 +60,7 @@ __all__ = ["Monitor"]
 _log = logging.getLogger(__name__)
 
 _BLOCKS = 32  # of a step
+_TIDY = 10  # times as long as a window waits to be saved
 
 
 class Monitor:
@@ -218,7 +219,9 @@ class Monitor:
             did |= self._read_labels()
         did |= self._ask_checks(now)
         elapsed = now - self._saved_ms >= self.watched.save_every_ms
-        self._due = (self._dirty and (elapsed or not did)) or (self._told and (elapsed or full))
+        # What sinks took is saved with the next window, or a while later: it may be told again.
+        tidy = self._told and (full or now - self._saved_ms >= _TIDY * self.watched.save_every_ms)
+        self._due = (self._dirty and (elapsed or not did)) or tidy
         if self._due and not self._together:
             self.save()
             did |= full  # there is room again

@@ -35,7 +35,7 @@ from threading import RLock
 from typing import Any, get_type_hints
 from zlib import crc32
 
-from drift.blocks import Block, from_parquet, to_parquet
+from drift.blocks import Block, from_arrow, to_arrow
 from drift.checks import Checked
 from drift.documents import Fields
 from drift.profile import DriftProfile
@@ -317,7 +317,7 @@ class MonitorState:
 
     def put(self, report: WindowReport, sample: Block | None = None) -> None:
         """Keep a report; with a sample, it waits for its checks."""
-        self._put(report, None if sample is None else to_parquet(sample))
+        self._put(report, None if sample is None else to_arrow(sample))
 
     def _put(self, report: WindowReport, sample: bytes | None) -> None:
         index = report.verdict.index
@@ -394,7 +394,7 @@ class MonitorState:
                 "SELECT sample FROM reports WHERE subject = ? AND number = ?", self.subject, index
             )
             data = found[0][0] if found else None
-        return None if data is None else from_parquet(data, self._where(f"the sample {index}"))
+        return None if data is None else from_arrow(data, self._where(f"the sample {index}"))
 
     def complete(self, index: int, checked: Checked) -> None:
         """The checks of a report were made; it is to be saved."""

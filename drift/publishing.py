@@ -4,6 +4,9 @@ A sink that does not take a report is asked again after a pause that doubles fro
 minutes; the others go on. One call at a time goes to the sinks of a subject, in a thread of the
 couriers where there are some, so that a slow sink delays nobody's counting.
 
+A sink that says ``quick = True`` does no more than write a local file, and is called at once:
+handing over takes longer than that.
+
 A sink that has a method ``close()`` is told the end, to finish what it puts off.
 
 A sink may know what people acknowledged: where it has a method ``acknowledged()``, it is asked with
@@ -102,21 +105,19 @@ class Publishing:
 
     def go_on(self, indices: Sequence[int], now: int) -> bool:
         """Hand reports over to sinks that can be asked now; whether any was taken at once."""
-        if self._out is not None:
+        if not indices:
             return False
-        work = {}
+        here: dict[str, Sequence[int]] = {}
+        sent: dict[str, Sequence[int]] = {}
         for name, way in self._ways.items():
             last = way.last
             left = [index for index in indices if last is None or index > last]
             if left and now >= way.due_ms:
-                work[name] = left[:_AT_ONCE]
-        if not work:
-            return False
-        if self._couriers is None:
-            self._take(self._call(work), now)
-            return any(not way.trouble for way in self._ways.values())
-        self._out = self._couriers.ask(lambda: self._call(work))
-        return False
+                at_once = self._couriers is None or getattr(way.sink, "quick", False)
+                (here if at_once else sent)[name] = left[:_AT_ONCE]
+        if sent and self._out is None and self._couriers is not None:
+            self._out = self._couriers.ask(lambda: self._call(sent))
+        return bool(here) and self._take(self._call(here), now)
 
     def _call(self, work: Mapping[str, Sequence[int]]) -> _Done:
         done = _Done()

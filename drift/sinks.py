@@ -80,6 +80,8 @@ class ReportFolder:
         most_bytes: Of a file.
     """
 
+    quick = True
+
     def __init__(self, path: Path, subject: Subject, *, most_bytes: int = _MOST_BYTES) -> None:
         self.folder = subject_folder(path, subject.model, subject.version, subject.deployment)
         self._most_bytes = most_bytes

@@ -116,7 +116,7 @@ def test_what_replicas_record_is_watched_from_a_bucket(
 
     def there() -> int:
         found = files.get_file_info(fs.FileSelector("ml-blocks", recursive=True))
-        return sum(one.path.endswith(".parquet") for one in found)
+        return sum(one.path.endswith(".arrow") for one in found)
 
     answer(1)
     wait_for(there, "the first block is in the bucket")

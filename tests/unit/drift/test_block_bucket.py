@@ -78,7 +78,7 @@ def test_what_is_no_block_is_refused_and_put_aside(bucket: BlockBucket, tmp_path
     assert bucket.entries() == []
     assert (tmp_path / "b" / "refused" / entry.name).exists()
     with pytest.raises(MalformedRequestError, match="no block's name"):
-        bucket.deliver(tmp_path / "else.parquet")
+        bucket.deliver(tmp_path / "else.arrow")
 
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])

@@ -189,7 +189,7 @@ def test_a_killed_process_loses_only_what_it_had_not_written(tmp_path: Path) -> 
         "one.recorder.append([[1.0]], [2.0], '7')\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(spool)])
-    until(lambda: bool(list(spool.rglob("*.parquet"))))
+    until(lambda: bool(list(spool.rglob("*.arrow"))))
     process.kill()
     process.wait(30)
     folder.unlink()
