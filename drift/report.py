@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, Protocol
 
 from drift.cutter import Tally
@@ -88,7 +89,7 @@ class Performance:
     reference_accuracy: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WindowReport:
     """See the module.
 
@@ -131,6 +132,10 @@ class WindowReport:
 
     def to_json(self) -> bytes:
         """Canonical."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> bytes:
         return canonical_json(self.to_dict())
 
     @property

@@ -1,7 +1,8 @@
 """Records of this room as JSON, there and back exactly; for state that only a monitor reads.
 
 It follows the records' types: dataclasses, tuples, mappings, sets, enumerations, optional values,
-plain ones. Floats keep their bits, infinite ones too. A document that does not fit the type is
+plain ones. Floats keep their bits, infinite ones too, and may be texts (as in the documents that
+others read). A document that does not fit the type is
 refused, by its place. (Documents that others read have formats of their own.)
 
 Example::
@@ -107,7 +108,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return kind(**{n: _read(hints[n], one, f"{where}.{n}") for n, one in value.items()})
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
         raise ValueError(f"{where} is a {type(value).__name__}, not a {kind.__name__}")

@@ -297,12 +297,12 @@ class Judge:
         order = np.lexsort((-log_e, -relative))[:_WORST]
         layout, r = self._profile.layout, self._statistic.by_column
         shares = counts.counts / counts.rows
+        moved = shares - self._shares
         found = []
         for place in order.tolist():
-            column = self._profile.columns[place]
-            before = layout.of_column(place, self._shares).tolist()
-            now = layout.of_column(place, shares).tolist()
-            grew = sorted((b - n, at) for at, (b, n) in enumerate(zip(before, now, strict=True)))
+            column, start = self._profile.columns[place], layout.starts[place]
+            part = layout.of_column(place, moved).tolist()
+            most = sorted(range(len(part)), key=part.__getitem__, reverse=True)[:_GROWN]
             names = column.bins.names
             found.append(
                 ColumnMoved(
@@ -312,9 +312,11 @@ class Judge:
                     float(r[place]),
                     float(log_e[place]),
                     tuple(
-                        GrownBin(names[at], before[at], now[at])
-                        for less, at in grew[:_GROWN]
-                        if less < 0
+                        GrownBin(
+                            names[at], float(self._shares[start + at]), float(shares[start + at])
+                        )
+                        for at in most
+                        if part[at] > 0
                     ),
                 )
             )

@@ -89,6 +89,8 @@ class WindowCounts:
                 f"{self.profile[:12]}…",
                 "count with the profile that is signed with the served version",
             )
+        if not self.rows or not other.rows:
+            return self if self.rows else other
         return WindowCounts(
             self.profile,
             self.counts + other.counts,
