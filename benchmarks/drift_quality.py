@@ -9,9 +9,9 @@
   components as a profile has them; beside it the largest PSI of the columns, the smallest p-value
   of KS, and the statistics of Alibi Detect's MMD, LSDD and classifier.
 
-Results go to ``benchmarks/results/drift_quality.json``; an hour with Alibi Detect on an idle
-machine. Streams without it (``--native --parts streams``) are in ``drift_streams.json``, those of
-single data sets with it (``--parts streams --data census``) in ``drift_streams_census.json``.
+Results go to ``benchmarks/results/drift_quality.json``: power took an hour on an idle machine.
+Streams with Alibi Detect, twenty minutes each (``--parts streams --data census``), are in
+``drift_streams_census.json``, ``drift_streams_normal.json`` and ``drift_streams_mixed.json``.
 
     python benchmarks/drift_quality.py
 """

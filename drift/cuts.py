@@ -20,12 +20,13 @@ Floats = NDArray[np.float64]
 MOST_ROWS = 255 * 8
 """Rows of a block that ``below_cuts`` can add up."""
 
+_FAST = frozenset(np.typecodes["AllInteger"] + "efd")
 _SMALL = 1 << 18  # answers, one for each value and cut
 
 
 def is_fast(dtype: np.dtype[Any]) -> bool:
     """Whether numbers of this type are counted without looking at each in Python."""
-    return dtype.kind in "fiu" and dtype.itemsize <= 8
+    return dtype.char in _FAST
 
 
 def below_cuts(

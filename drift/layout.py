@@ -54,6 +54,7 @@ class Layout:
             np.array(column.cuts if isinstance(column, NumericBins) else (), dtype=np.float64)
             for column in bins
         ]
+        self._numeric = [isinstance(column, NumericBins) for column in bins]
         self._groups: dict[tuple[int, ...], _Group] = {}
 
     def count(self, columns: Mapping[str, NDArray[Any]], rows: int) -> Counts:
@@ -69,7 +70,7 @@ class Layout:
             values = columns.get(name)
             if values is None:
                 counts[self.starts[place] + MISSING] = rows
-            elif isinstance(self.bins[place], NumericBins) and is_fast(values.dtype):
+            elif self._numeric[place] and is_fast(values.dtype):
                 fast.append(place)
             else:
                 start = self.starts[place]
@@ -80,8 +81,9 @@ class Layout:
                 single = all(array.dtype == np.float32 for array in arrays)
                 group = self._group(places, single)
                 for low in range(0, rows, _ROWS):
-                    block = np.array([array[low : low + _ROWS] for array in arrays], group.dtype)
-                    group.add(block, counts)
+                    whole = rows <= _ROWS
+                    part = arrays if whole else [array[low : low + _ROWS] for array in arrays]
+                    group.add(np.array(part, group.dtype), counts)
         return counts
 
     def of_column(self, place: int, flat: NDArray[Any]) -> NDArray[Any]:

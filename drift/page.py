@@ -186,7 +186,7 @@ def _what(report: WindowReport) -> list[str]:
         kind = {
             "output": "The model's answer",
             "embedding": "The embedding's direction",
-            "component": "Together, in",
+            "component": "The direction",
         }
         sentences.append(
             f"{kind.get(one.role, 'The input')} {one.name!r}: {_share(grown.window)} of its values "

@@ -86,12 +86,14 @@ def one_dimensional(values: ArrayLike, name: str) -> NDArray[Any]:
 
 def aligned(columns: dict[str, Any], rows: int | None) -> tuple[dict[str, NDArray[Any]], int]:
     """Columns as arrays of one length, and that length."""
-    arrays = {name: _array(values) for name, values in columns.items()}
-    lengths = {name: len(array) for name, array in arrays.items()}
+    arrays = {
+        name: values if type(values) is np.ndarray and values.ndim else _array(values)
+        for name, values in columns.items()
+    }
     if rows is None:
-        rows = next(iter(lengths.values()), 0)
-    for name, length in lengths.items():
-        if length != rows:
+        rows = len(next(iter(arrays.values()), ()))
+    for name, array in arrays.items():
+        if (length := len(array)) != rows:
             raise MalformedRequestError(
                 f"column {name!r} has {length} values in a block of {rows} rows",
                 "send a value a row for every column",

@@ -361,16 +361,14 @@ class Judge:
 
 
 def _json(value: Any) -> Any:
-    match value:
-        case float():
-            return number_text(value)
-        case Level():
-            return value.value
-        case tuple():
-            return [_json(item) for item in value]
-        case ColumnMoved() | GrownBin():
-            return {name: _json(getattr(value, name)) for name in value.__slots__}
-    return value
+    kind = type(value)
+    if isinstance(value, float):
+        return number_text(value)
+    if kind is tuple:
+        return [_json(item) for item in value]
+    if kind is ColumnMoved or kind is GrownBin:
+        return {name: _json(getattr(value, name)) for name in kind.__slots__}
+    return value.value if kind is Level else value
 
 
 def _schema_reasons(counts: WindowCounts) -> list[str]:

@@ -80,10 +80,13 @@ alike, and code points sort like UTF-16 units as long as keys are ASCII."""
 
 def _simple(value: Any) -> bool:
     kind = type(value)
+    if kind is str:
+        return True
     if kind is dict:
-        return all(
-            type(key) is str and key.isascii() and _simple(item) for key, item in value.items()
-        )
+        for key, item in value.items():
+            if type(key) is not str or not key.isascii() or not _simple(item):
+                return False
+        return True
     if kind is list or kind is tuple:
         kinds = set(map(type, value))
         if kinds == {int}:  # long ones are mostly counts
@@ -91,7 +94,7 @@ def _simple(value: Any) -> bool:
         return kinds <= {str} or all(map(_simple, value))
     if kind is int:
         return bool(-_SAFE < value < _SAFE)
-    return kind is str or kind is bool or value is None
+    return kind is bool or value is None
 
 
 def _reject_floats(value: Any, where: str) -> None:
