@@ -29,11 +29,28 @@ from drift.columns import Column
 from drift.cutter import Rows
 from drift.embedding import Embedding
 from drift.profile import DriftProfile
+from drift.report import Subject
 from drift.sample import Sample
+from governance.errors import MalformedRequestError
 
-__all__ = ["named", "rows_of", "sample_of"]
+__all__ = ["named", "require_of", "rows_of", "sample_of"]
 
 Columns = Mapping[str, Column]
+
+
+def require_of(subject: Subject, block: Block) -> None:
+    """That a block is of what is watched.
+
+    Raises:
+        MalformedRequestError: it is of something else.
+    """
+    same = block.model == subject.model and block.version == str(subject.version)
+    if not same or (subject.deployment and block.deployment != subject.deployment):
+        raise MalformedRequestError(
+            f"block {block.sequence} of {block.source} is of {block.model!r} version "
+            f"{block.version!r}, deployment {block.deployment!r}, not of {subject.key}",
+            "give every served version a folder of its own",
+        )
 
 
 def rows_of(profile: DriftProfile, block: Block) -> Rows:

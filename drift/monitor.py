@@ -36,9 +36,8 @@ from zlib import crc32
 import numpy as np
 
 from drift.block_folder import BlockFile
-from drift.block_rows import rows_of
+from drift.block_rows import require_of, rows_of
 from drift.block_store import open_blocks
-from drift.blocks import Block
 from drift.catalogue import build
 from drift.checks import Check, Checked, check, not_checked
 from drift.cutter import Window, WindowCutter
@@ -225,13 +224,17 @@ class Monitor:
         if self._due and not self._together:
             self.save()
             did |= full  # there is room again
-        went = self._published.go_on(self._to_publish(), now)
+        return self.publish() or did
+
+    def publish(self) -> bool:
+        """Hand over what a saved state names; whether a sink took any at once."""
+        went = self._published.go_on(self._to_publish(), self._now)
         self._told |= went
         seen = self._published.acknowledged
         if seen is not None and seen > self._acknowledged:
             self._acknowledged = seen
             self.acknowledge()
-        return went or did
+        return went
 
     def flush(self) -> None:
         """Close the windows that are open, however few rows they have: at the end of a stream."""
@@ -250,12 +253,9 @@ class Monitor:
 
     def prepare(self) -> None:
         """Write the state; it counts once the database is committed (``StateDatabase.commit``)."""
-        done = [
-            index
-            for index in self._reports
-            if self._published.everywhere(index) and index in self._saved_reports
-        ]
-        left = [index for index in self._reports if index not in set(done)]
+        saved, taken = self._saved_reports, self._published.everywhere
+        done = {index for index in self._reports if index in saved and taken(index)}
+        left = [index for index in self._reports if index not in done]
         self.state.prepare(
             {
                 "subject": self.watched.subject.key,
@@ -323,7 +323,7 @@ class Monitor:
     def _take(self, entry: BlockFile, now: int) -> None:
         try:
             block = self._folder.read(entry)
-            self._check(block)
+            require_of(self.watched.subject, block)
             windows = self._cutter.add(rows_of(self._profile, block), now_ms=now)
         except FileNotFoundError:
             return  # somebody removed it: its number will be missed
@@ -336,16 +336,6 @@ class Monitor:
             self._watch.rows(index, block, places)
         self._open_rows.add(entry, block, self._cutter.split)
         self._judged(windows)
-
-    def _check(self, block: Block) -> None:
-        subject = self.watched.subject
-        same = block.model == subject.model and block.version == str(subject.version)
-        if not same or (subject.deployment and block.deployment != subject.deployment):
-            raise MalformedRequestError(
-                f"block {block.sequence} of {block.source} is of {block.model!r} version "
-                f"{block.version!r}, deployment {block.deployment!r}, not of {subject.key}",
-                "give every served version a folder of its own",
-            )
 
     def _refuse(self, entry: BlockFile, error: MalformedRequestError) -> None:
         _log.warning("%s: %s", self.watched.subject.key, error)

@@ -1,7 +1,9 @@
 """Many monitors in one process, each for itself.
 
-One thread goes round the subjects, a bounded step for each, and then saves their states, which the
-disk confirms together; confirmatory checks and sinks have a few threads of their own. A subject
+One thread goes round the subjects, a bounded step for each. Subjects whose states lie in one
+database come after each other; then their states are saved together, which the disk confirms while
+the next ones have their steps, and what is saved is published. Confirmatory checks and sinks have a
+few threads of their own. A subject
 that fails (its folder is gone, its state was changed, its profile is another's) is closed without
 saving, told, and opened anew from its saved state after a pause that doubles from a second to five
 minutes; the others go on. Opening is part of that: a subject that cannot be opened at the start is
@@ -19,12 +21,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 
 from drift.monitor import Monitor
-from drift.monitor_state import StateDatabase
+from drift.monitor_state import StateDatabase, part_of
 from drift.status import MonitorStatus
 from drift.workers import Workers
 from governance.errors import GovernanceError
@@ -86,6 +89,14 @@ class _Place:
         self.rests = 0.0  # until then
 
 
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """States of one database that the disk is about to confirm."""
+
+    places: list[_Place]
+    committed: Future[None]
+
+
 class Service:
     """See the module.
 
@@ -107,8 +118,13 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._places = [_Place(opening) for opening in openings]
+        together: dict[int, list[_Place]] = {}
+        for place in self._places:
+            together.setdefault(part_of(place.opening.subject), []).append(place)
+        self._groups = list(together.values())
         self._checks = Workers("drift-check", checks)
         self._couriers = Workers("drift-courier", couriers, most_waiting=4096)
+        self._committer = ThreadPoolExecutor(1, "drift-commit")
         self._idle_s = idle_s
         self._clock = clock
 
@@ -177,7 +193,8 @@ class Service:
         self._couriers.close()
         for place in self._places:
             self._tried(place, Monitor.wind_up)
-        self._save()
+        self._saved(self._begin_to_save(self._places))
+        self._committer.shutdown()
         for place in self._places:
             monitor, place.monitor = place.monitor, None
             if monitor is None:
@@ -191,7 +208,24 @@ class Service:
     def _round(self, stopped: Event, *, resting: bool = False) -> bool:
         """A step for each, but those that wait or, if they may, rest; whether any did a thing."""
         did = False
-        for place in self._places:
+        saving: list[_Saving] = []
+        for group in self._groups:
+            did |= self._steps(group, stopped, resting=resting)
+            before, saving = saving, self._begin_to_save(group)
+            did |= self._publish(before)
+        return self._publish(saving) or did
+
+    def _publish(self, saving: Sequence[_Saving]) -> bool:
+        """Once it is saved; whether there was anything to save."""
+        for place in self._saved(saving):
+            self._tried(place, Monitor.publish)
+            if place.monitor is not None:
+                place.seen = place.monitor.status
+        return bool(saving)
+
+    def _steps(self, places: Sequence[_Place], stopped: Event, *, resting: bool) -> bool:
+        did = False
+        for place in places:
             if stopped.is_set():
                 break
             waits = place.due if place.monitor is None else place.rests if resting else 0.0
@@ -201,25 +235,34 @@ class Service:
                 did |= self._step(place)
             except Exception as error:  # noqa: BLE001 - one subject's; the others go on
                 self._failed(place, error)
-        return self._save() or did  # what was saved can be published
+        return did
 
-    def _save(self) -> bool:
-        """States that are due, confirmed by the disk together: one by one is most of the time."""
-        due = [p for p in self._places if p.monitor is not None and p.monitor.save_due]
+    def _begin_to_save(self, places: Sequence[_Place]) -> list[_Saving]:
+        """States that are due, confirmed by the disk together: one by one is most of the time.
+        Until that is done (``_saved``), these subjects are left alone."""
         prepared: dict[StateDatabase, list[_Place]] = {}
-        for place in due:
+        for place in places:
+            if place.monitor is None or not place.monitor.save_due:
+                continue
             self._tried(place, Monitor.prepare)
             if place.monitor is not None:
                 prepared.setdefault(place.monitor.state.database, []).append(place)
-        for database, places in prepared.items():
-            try:
-                database.commit()
-            except Exception as error:  # noqa: BLE001 - theirs; the others go on
-                for place in places:
+        return [
+            _Saving(ready, self._committer.submit(database.commit))
+            for database, ready in prepared.items()
+        ]
+
+    def _saved(self, saving: Sequence[_Saving]) -> list[_Place]:
+        """Wait for the disk; the subjects whose states count now."""
+        found = []
+        for one in saving:
+            error = one.committed.exception()
+            for place in one.places:
+                if error is not None:
                     self._failed(place, error)
-            for place in places:
                 self._tried(place, Monitor.commit)
-        return bool(due)
+                found.append(place)
+        return found
 
     def _tried(self, place: _Place, act: Callable[[Monitor], object]) -> None:
         """With a subject's monitor, where it has one; one subject's failure stops no other."""
@@ -244,7 +287,7 @@ class Service:
         place.trouble, place.pause = "", 0.0
         return did
 
-    def _failed(self, place: _Place, error: Exception) -> None:
+    def _failed(self, place: _Place, error: BaseException) -> None:
         ordinary = isinstance(error, GovernanceError | OSError)
         _log.warning("%s: %s", place.opening.subject, error, exc_info=not ordinary)
         if place.monitor is not None:
