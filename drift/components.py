@@ -88,9 +88,10 @@ class Components:
         """Each component (rows,) of a block of rows, by name."""
         weights, offset = self._weights
         found = [columns.get(name) for name in self.features]
-        if all(x is not None and x.dtype.kind in "fiu" and x.ndim == 1 for x in found):
+        matrix = _matrix(found)
+        if matrix is not None:
             with np.errstate(over="ignore", invalid="ignore"):
-                projected = weights @ np.array(found, np.float64)
+                projected = weights @ matrix
                 projected -= offset
             if (np.abs(projected) < _FARTHEST).all():
                 return self._named(projected)
@@ -185,6 +186,17 @@ class Components:
             tuple(spread for _, _, spread in varying.values()),
             tuple(_turned(one) for one in chosen.round(6)),
         )
+
+
+def _matrix(columns: list[NDArray[Any] | None]) -> Floats | None:
+    """Columns of numbers as rows of a matrix; None: some are anything else."""
+    try:
+        matrix = np.array(columns)
+    except (ValueError, TypeError):
+        return None
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
+        return None
+    return matrix.astype(np.float64, copy=False)
 
 
 def _spread_evenly(names: list[str], most: int) -> list[str]:
