@@ -64,7 +64,7 @@ from drift.service import Opening
 from drift.sinks import open_sink
 from drift.watched import Watched
 from drift.workers import Workers
-from governance.errors import ConfigurationError
+from governance.errors import ConfigurationError, NotFoundError
 
 __all__ = ["MonitorConfig", "MonitorsConfig"]
 
@@ -152,7 +152,7 @@ class MonitorConfig:
             if self.model_id:
                 subject = replace(subject, model_id=self.model_id)
         else:
-            profile, reference = DriftProfile.from_json(self.profile.read_bytes()), None
+            profile, reference = DriftProfile.from_json(self._bytes(self.profile, "profile")), None
             profile.require(self.model)
             subject = Subject(
                 self.model, self.version, self.model_id, self.deployment, profile.digest, self.owner
@@ -160,8 +160,17 @@ class MonitorConfig:
         if self.profile_digest:
             profile.require(profile.model, digest=self.profile_digest)
         if self.reference is not None:
-            reference = reference_sample(profile, self.reference.read_bytes())
+            reference = reference_sample(profile, self._bytes(self.reference, "reference"))
         return subject, profile, reference
+
+    def _bytes(self, file: Path, what: str) -> bytes:
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise NotFoundError(
+                f"the {what} of {self.key}, {file}, cannot be read: {error.strerror}",
+                f"put it there, or correct `{what}`",
+            ) from error
 
 
 def _sink_key(name: str, number: int) -> str:

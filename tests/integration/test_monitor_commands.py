@@ -65,6 +65,15 @@ def test_what_cannot_be_watched_ends_with_one(tmp_path: Path) -> None:
     assert "belongs to the model 'fraud', not to 'loans'" in found.output
 
 
+@pytest.mark.parametrize("what", ["profile", "reference"])
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, what: str) -> None:
+    config = write_config(tmp_path, [{"model": "fraud", "version": 7, what: "gone.json"}])
+    found = CliRunner().invoke(monitor, ["--config", str(config), "--once"])
+    assert found.exit_code == 1
+    assert f"the {what} of fraud/7/, {tmp_path}/gone.json, cannot be read" in found.output
+    assert f"correct `{what}`" in found.output
+
+
 @pytest.mark.parametrize(
     ("monitors", "more", "told"),
     [
