@@ -5,10 +5,10 @@ component of the standardised features does, and the ones with the *least* varia
 the reference hardly moves, so noise of its own in each column, or columns that came apart (a wrong
 join, an exchanged unit, one sensor that stands still), stand out by many times the spread. The ones
 with the *most* variance gather a shift that is small in each of many correlated columns. Half of
-the components are of each kind. Monitoring the last components is T. Cleveland's and R.
-Gnanadesikan's old advice; see I. Jolliffe, "Principal Component Analysis", 2nd edition 2002,
-sections 10.1 and 10.3, and L. Kuncheva and W. Faithfull, IEEE Trans. Neural Networks 25(1), 2014,
-for drift detection by them.
+the components are of each kind. To look at the last ones for what does not fit is R. Gnanadesikan's
+and J. Kettenring's advice (Biometrics 28, 1972; I. Jolliffe, "Principal Component Analysis", 2nd
+edition 2002, section 10.1); for change detection see L. Kuncheva and W. Faithfull, IEEE Trans.
+Neural Networks and Learning Systems 25(1), 2014.
 
 A value that is missing, or no number, stands at its column's mean: that it is missing is counted in
 its own column. Personal columns take no part. Of more than 256 columns, 256 spread evenly do.
@@ -162,6 +162,8 @@ class Components:
             count: How many components; all of them where there are fewer columns.
         """
         names, rows = list(columns), len(next(iter(columns.values()), ()))
+        if count < 1 or rows < _FEWEST_ROWS:
+            return None
         varying: dict[str, tuple[Floats, float, float]] = {}
         for name in _spread_evenly(names, min(_MOST_COLUMNS, rows // 2)):
             numbers, _ = numbers_of(columns[name])
@@ -172,7 +174,7 @@ class Components:
             if np.isfinite(spread) and spread > 1e-9 * abs(mean):
                 scaled = np.where(np.isfinite(numbers), (numbers - mean) / spread, 0.0)
                 varying[name] = (scaled, float(mean), float(spread))
-        if count < 1 or rows < _FEWEST_ROWS or len(varying) < 2:
+        if len(varying) < 2:
             return None
         matrix = np.array([scaled for scaled, _, _ in varying.values()])
         _, vectors = np.linalg.eigh(matrix @ matrix.T / rows)  # least variance first

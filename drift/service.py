@@ -3,11 +3,10 @@
 One thread goes round the subjects, a bounded step for each. Subjects whose states lie in one
 database come after each other; then their states are saved together, which the disk confirms while
 the next ones have their steps, and what is saved is published. Confirmatory checks and sinks have a
-few threads of their own. A subject
-that fails (its folder is gone, its state was changed, its profile is another's) is closed without
-saving, told, and opened anew from its saved state after a pause that doubles from a second to five
-minutes; the others go on. Opening is part of that: a subject that cannot be opened at the start is
-tried again too.
+few threads of their own. A subject that fails (its folder is gone, its state was changed, its
+profile is another's) is closed without saving, told, and opened anew from its saved state after a
+pause that doubles from a second to five minutes; the others go on. Opening is part of that: a
+subject that cannot be opened at the start is tried again too.
 
 Example::
 
