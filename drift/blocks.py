@@ -102,9 +102,10 @@ class Block:
             raise ConfigurationError(f"a block's counts are negative: {counts}", "count up from 0")
         ids = [] if self.request_id is None else [self.request_id]
         columns = (*self.inputs.values(), *self.outputs.values(), self.request_row, *ids)
-        if not 0 < self.rows <= _MOST_ROWS or any(len(c) != self.rows for c in columns):
+        rows = self.rows
+        if not 0 < rows <= _MOST_ROWS or any(len(column) != rows for column in columns):
             raise ConfigurationError(
-                f"a block of {self.rows} rows, whose columns have "
+                f"a block of {rows} rows, whose columns have "
                 f"{sorted({len(column) for column in columns})}",
                 "give every column of a block the same number of rows, at least one",
             )

@@ -114,17 +114,24 @@ def parse_json(data: bytes | str) -> Any:
     Raises:
         ValueError: malformed, duplicate key, or a number JSON does not have.
     """
+    if isinstance(data, bytes | bytearray):
+        data = data.decode(json.detect_encoding(data), "surrogatepass")
+    return _decode(data)
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(items)
-        if len(result) != len(items):
-            raise ValueError("duplicate key in a JSON object")
-        return result
 
-    def constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
+def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(items)
+    if len(result) != len(items):
+        raise ValueError("duplicate key in a JSON object")
+    return result
 
-    return json.loads(data, object_pairs_hook=pairs, parse_constant=constant)
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant).decode
+"""Made once: ``json.loads`` makes one for each call that has a hook."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
