@@ -41,10 +41,14 @@ class OpenRows:
     Args:
         folder: Of the blocks.
         rng: What the samples are drawn from.
+        sampled: Whether anybody will ask for samples; if not, none are drawn, and no block is kept.
     """
 
-    def __init__(self, folder: BlockStore, rng: np.random.Generator) -> None:
+    def __init__(
+        self, folder: BlockStore, rng: np.random.Generator, *, sampled: bool = True
+    ) -> None:
         self._folder = folder
+        self._sampled = sampled
         self._rng = rng
         self._samples: dict[int, Reservoir] = {}
         self._carried: Reservoir | None = None
@@ -56,6 +60,7 @@ class OpenRows:
 
     def add(self, entry: BlockFile, block: Block, split: Split) -> None:
         """A block that was counted: which of its rows went to which window."""
+        split = split if self._sampled else ()
         for index, places in split:
             found = self._samples.get(index)
             if found is None:
@@ -93,7 +98,7 @@ class OpenRows:
         known = [one for one in self._folder.entries() if cutter.known(one.source, one.sequence)]
         for entry in reversed(known):
             split: list[tuple[int, NDArray[np.int64]]] = []
-            if left:
+            if left and self._sampled:
                 try:
                     block = self._folder.read(entry)
                 except (MalformedRequestError, FileNotFoundError):

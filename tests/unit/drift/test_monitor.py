@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from drift.cutter import Rows, WindowCutter
 from drift.verdict import Level
 from governance.errors import (
@@ -75,6 +77,21 @@ def test_without_alarm_checks_follow_the_schedule(world: World) -> None:
     assert made[first:] == [True, False] * ((7 - first) // 2) + [True] * ((7 - first) % 2)
     alarms = [f.is_drift for r in world.notes.reports for f in r.findings]
     assert sum(alarms) <= 1  # each cries wolf once in twenty times
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_blocks_of_an_open_window_are_kept_only_for_a_sample(world: World, sampled: bool) -> None:
+    world.blocks.write(block_of(0))
+    monitor = world.monitor(reference=reference_sample() if sampled else None)
+    world.run(monitor)
+    monitor.close()
+    assert monitor.status.open_rows > 0
+    assert len(world.blocks.entries()) == sampled
+    again = world.monitor()
+    world.blocks.write(block_of(1))
+    world.run(again)
+    assert world.notes.reports[0].counts.rows == 500
+    assert world.blocks.entries() == []
 
 
 def test_in_the_middle_of_a_window_it_goes_on_where_it_was(world: World) -> None:
