@@ -273,7 +273,7 @@ def _rounds(folder: Path, part: tuple[int, int], barrier: Any, said: Any) -> Non
             began = deliver()
 
     began = deliver()
-    Service(config.openings(), idle_s=0.002).run(stopped, told)
+    Service(config.openings(), idle_s=0.002).run(stopped, told, alone=True)
     said.put(took)
 
 

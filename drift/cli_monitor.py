@@ -104,7 +104,7 @@ def monitor(
     progress = Progress(sys.stderr.write)
     if not once:
         progress.line(f"monitoring {len(found.monitors)} subjects")
-        service.run(stopped, progress)
+        service.run(stopped, progress, alone=True)
         progress.line("saved; ended")
         return
     status = service.once(stopped, flush=flush)

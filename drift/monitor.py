@@ -152,9 +152,7 @@ class Monitor:
         waiting = set(self.state.waiting)
         self._waits_since = {i: self._now for i in self._reports if i in waiting}
         self._entries: list[BlockFile] = []
-        self._open_rows = OpenRows(
-            self._folder, self._rng, sampled=watched.reference is not None
-        )
+        self._open_rows = OpenRows(self._folder, self._rng, sampled=watched.reference is not None)
         self._saved_ms = 0
         self._due = False
         self._prepared: list[int] = []

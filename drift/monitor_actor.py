@@ -43,8 +43,13 @@ class MonitorRun:
         found = MonitorsConfig.read(Path(config)).part(*part)
         self._service = Service(found.openings(), checks=found.checks, couriers=found.couriers)
         self._stopped = Event()
-        self._thread = Thread(target=self._service.run, args=(self._stopped,), name="drift-monitor")
-        self._thread.daemon = True
+        self._thread = Thread(
+            target=self._service.run,
+            args=(self._stopped,),
+            kwargs={"alone": True},
+            name="drift-monitor",
+            daemon=True,
+        )
         self._thread.start()
 
     def status(self) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -73,6 +74,25 @@ def test_a_subject_that_failed_runs_again_from_its_saved_state(tmp_path: Path) -
 
 def _raises(_: object) -> Block:
     raise OSError("the disk is away")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_in_a_process_of_its_own_what_stays_is_left_out_of_garbage_collection(
+    tmp_path: Path, alone: bool
+) -> None:
+    config = write_config(tmp_path, [{"model": "fraud", "version": 7}])
+    stopped, rounds = Event(), []
+
+    def told(_: object) -> None:
+        rounds.append(gc.get_freeze_count())
+        if len(rounds) == 2:
+            stopped.set()
+
+    try:
+        Service(MonitorsConfig.read(config).openings(), idle_s=0.0).run(stopped, told, alone=alone)
+        assert (rounds[0] > 0) is (rounds[1] > 0) is alone
+    finally:
+        gc.unfreeze()
 
 
 def test_many_subjects_in_one_process(tmp_path: Path) -> None:
