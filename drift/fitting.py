@@ -37,7 +37,7 @@ __all__ = ["fit_profile"]
 
 _MOST_WINDOWS = 100
 _MOST_BINS = 1000
-_CHOOSES = 5  # every fifth row chooses the components, which are counted on the others
+_CHOOSING = 0.2  # of the rows choose the components, which are counted on the others
 _NOT_COUNTED = -1
 _TOGETHER = 64  # columns that are weighed at once, to spare wide tables the calls
 
@@ -83,7 +83,7 @@ def fit_profile(
         calibration: Later rows to calibrate on, features, outputs and embeddings together.
         directions: Projections of each embedding.
         components: Principal components of the numeric features; 0 for none.
-        seed: Of the projections.
+        seed: Of the projections, and of the choice of rows that choose components.
         performance: Kept as it is.
         fairness: Kept as it is.
 
@@ -160,7 +160,8 @@ def fit_profile(
         fit(name, role, values, None if later is None else one_dimensional(later[name], name))
     parts = {one.name: plain[one.name][1] for one in fitted if is_component_part(one)}
     parts = {name: values for name, values in parts.items() if values.dtype.kind not in "mM"}
-    chooses = np.arange(rows) % _CHOOSES == 0
+    # By chance: every fifth row may be of a kind of its own. RandomState's stream is frozen.
+    chooses = np.random.RandomState(seed).random_sample(rows) < _CHOOSING
     together = Components.fit({k: values[chooses] for k, values in parts.items()}, components)
     if together is not None:
         live = None

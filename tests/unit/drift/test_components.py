@@ -75,6 +75,24 @@ def drawn_alone(rng: np.random.Generator, rows: int, columns: int) -> dict[str, 
     return {str(i): values for i, values in enumerate(rng.normal(size=(columns, rows)))}
 
 
+@pytest.mark.parametrize("period", [2, 3, 5, 7, 24])
+def test_a_reference_with_a_rhythm_is_no_trap(period: int) -> None:
+    """One row in so many is of another kind; live ones come by chance."""
+
+    def mixed(rows: int, seed: int, other: Any) -> dict[str, Any]:
+        usual, strange = drawn(rows, seed), drawn(rows, seed + 1000)
+        strange["x0"] = strange["x0"] + 10
+        return {name: np.where(other, strange[name], usual[name]) for name in usual}
+
+    reference = mixed(4000, 0, np.arange(4000) % period == 0)
+    profile = fit_profile(reference, model="m", window=100)
+    calm = [
+        mixed(100, seed, np.random.default_rng(seed).random(100) < 1 / period)
+        for seed in range(1, 41)
+    ]
+    assert windows_to(profile, calm) == 41
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_a_sum_that_always_held_is_zero_and_stands_out_once_it_is_broken(dtype: Any) -> None:
     rng = np.random.default_rng(0)
