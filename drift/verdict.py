@@ -20,6 +20,7 @@ Example::
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -115,7 +116,7 @@ class Verdict:
         psi: The largest of all columns.
         psi_threshold: What the largest, measured against its own threshold, had to reach.
         streak: Windows after each other, with this, that met the alert's conditions.
-        worst: Columns, the one that moved most first.
+        worst: Columns, the one that moved most first; components after those that moved themselves.
         reasons: Sentences for people.
         quarantine: Why a quarantine is proposed, for a person to sign off; empty: it is not.
     """
@@ -148,6 +149,7 @@ class Judge:
         self._statistic = ShiryaevRoberts(profile.probabilities, profile.layout.starts)
         self._thresholds = self._psi_thresholds()
         self._shares = np.concatenate([column.shares for column in profile.columns])
+        self._is_component = np.array([one.role == "component" for one in profile.columns])
         self._streak = 0
         self._last: int | None = None
         self._waiting = WindowCounts.empty(profile)
@@ -250,9 +252,11 @@ class Judge:
                 f"eSR is {esr:.3g}: chance reaches that in one of {esr:.3g} windows"
                 f" (warn at {rules.warn_esr:g}, alert at {rules.alert_esr:g})"
             )
+        order = self._order(sizes, log_e)
         if large:
-            name = self._profile.columns[decisive].name
-            reasons.append(f"PSI of {name!r} is {sizes[decisive]:.3g} (alert at {threshold:.3g})")
+            name = self._profile.columns[order[0]].name
+            needed = self._thresholds[order[0]]
+            reasons.append(f"PSI of {name!r} is {sizes[order[0]]:.3g} (alert at {needed:.3g})")
         reasons += _schema_reasons(counts)
         if met and not alert:
             reasons.append(
@@ -271,7 +275,7 @@ class Judge:
             psi=float(sizes.max()),
             psi_threshold=threshold,
             streak=self._streak,
-            worst=self._worst(counts, log_e, sizes),
+            worst=self._worst(order, counts, log_e, sizes),
             reasons=(*reasons, *_left_out(window.tally)),
             quarantine=self._quarantine(facts, counts.rows) if alert else (),
         )
@@ -289,17 +293,28 @@ class Judge:
         reasons += [f"labels: {what}" for what in facts.errors_rose]
         return (*reasons, *(f"data quality: {what}" for what in facts.quality_failed))
 
-    def _worst(
-        self, counts: WindowCounts, log_e: NDArray[np.float64], sizes: NDArray[np.float64]
-    ) -> tuple[ColumnMoved, ...]:
-        """By PSI against the column's threshold; alike ones by the evidence."""
+    def _order(self, sizes: NDArray[np.float64], log_e: NDArray[np.float64]) -> list[int]:
+        """The worst columns: by PSI against the column's threshold; alike ones by the evidence.
+
+        A column that passed its threshold comes before every component: it says by itself what
+        moved, where a component only tells that something did among many.
+        """
         relative = sizes / self._thresholds
-        order = np.lexsort((-log_e, -relative))[:_WORST]
+        passed = np.where(relative >= 1, np.where(self._is_component, 1, 0), 2)
+        return [int(place) for place in np.lexsort((-log_e, -relative, passed))[:_WORST]]
+
+    def _worst(
+        self,
+        order: Sequence[int],
+        counts: WindowCounts,
+        log_e: NDArray[np.float64],
+        sizes: NDArray[np.float64],
+    ) -> tuple[ColumnMoved, ...]:
         layout, r = self._profile.layout, self._statistic.by_column
         shares = counts.counts / counts.rows
         moved = shares - self._shares
         found = []
-        for place in order.tolist():
+        for place in order:
             column, start = self._profile.columns[place], layout.starts[place]
             part = layout.of_column(place, moved).tolist()
             most = sorted(range(len(part)), key=part.__getitem__, reverse=True)[:_GROWN]

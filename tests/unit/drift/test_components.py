@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from drift.components import Components
+from drift.cutter import Window
 from drift.fitting import fit_profile
 from drift.profile import DriftProfile
 from drift.sequential import ShiryaevRoberts
+from drift.verdict import Judge
 from drift.window import count_rows
 from governance.canonical import canonical_json
 from governance.errors import MalformedRequestError
@@ -59,6 +61,19 @@ def test_the_name_of_the_component_tells_who_came_apart() -> None:
     worst = max(moved, key=lambda name: moved[name])
     assert worst.startswith("component#")
     assert "x0" in worst
+
+
+def test_a_column_that_moved_by_itself_is_named_before_components() -> None:
+    profile = fit_profile(drawn(5000, 0), model="m", window=500)
+    moved = drawn(500, 1)
+    moved["x2"] = moved["x2"] + 1.0
+    judged = Judge(profile).step(Window(0, count_rows(profile, moved)))
+    assert judged.worst[0].name == "x2"
+    assert {one.role for one in judged.worst[1:]} == {"component"}
+    assert judged.worst[1].psi > judged.worst[0].psi  # the largest, and less of an explanation
+    assert any(reason.startswith("PSI of 'x2' is") for reason in judged.reasons)
+    together = Judge(profile).step(Window(0, count_rows(profile, apart(drawn(500, 1), 2))))
+    assert together.worst[0].role == "component"
 
 
 @pytest.mark.parametrize("rows", [600, 5000])
