@@ -201,7 +201,11 @@ def test_a_rollout_and_an_experiment_exclude_each_other(
     won = [
         found
         for found in at_once(
-            4, lambda n: port.deploy(canary) if n % 2 else port.experiment("fraud", order())
+            4,
+            # Each its own name: the same again, a moment later, is no second experiment.
+            lambda n: (
+                port.deploy(canary) if n % 2 else port.experiment("fraud", order(name=f"ab-{n}"))
+            ),
         )
         if isinstance(found, DeploymentRecord)
     ]
@@ -210,7 +214,9 @@ def test_a_rollout_and_an_experiment_exclude_each_other(
     assert (after.canary is None) != (after.experiment is None)
     assert port.shadow("fraud", ShadowOrder("models:/fraud/4")).shadow is not None
     if after.experiment is not None:
-        with pytest.raises(RefusedError, match=r"the experiment 'ab' runs .* person-\d began it"):
+        with pytest.raises(
+            RefusedError, match=r"the experiment 'ab-\d' runs .* person-\d began it"
+        ):
             port.deploy(canary)
         port.end_experiment("fraud", "")
         port.deploy(canary)
