@@ -29,14 +29,14 @@ from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
 
-from drift.blocks import MOST_BYTES, Block, from_arrow, to_arrow
+from drift.blocks import MOST_BYTES, SUFFIX, Block, from_arrow, to_arrow
 from governance.errors import ConflictError, MalformedRequestError
 
 __all__ = ["BlockFile", "BlockFolder", "gaps", "in_order", "named_block", "require_no_rival"]
 
 _NAME = re.compile(
     r"(?P<source>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})~(?P<sequence>[0-9]{12})~(?P<first>-?[0-9]{1,16})"
-    r"~(?P<last>-?[0-9]{1,16})~(?P<rows>[0-9]{1,9})~(?P<id>[0-9a-f]{32})\.arrow"
+    r"~(?P<last>-?[0-9]{1,16})~(?P<rows>[0-9]{1,9})~(?P<id>[0-9a-f]{32})" + re.escape(SUFFIX)
 )
 _SETTLED_NS = 100_000_000
 """A folder that changed longer ago shows the next change by another time: file systems count in a
@@ -69,7 +69,7 @@ class BlockFile:
     def of(cls, block: Block) -> BlockFile:
         name = (
             f"{block.source}~{block.sequence:012d}~{block.first_ms}~{block.last_ms}"
-            f"~{block.rows}~{block.id}.arrow"
+            f"~{block.rows}~{block.id}{SUFFIX}"
         )
         return cls(
             block.source, block.sequence, block.first_ms, block.last_ms, block.rows, block.id, name
@@ -239,7 +239,7 @@ def require_no_rival(where: object, entry: BlockFile, names: Iterable[str]) -> N
     """
     start = f"{entry.source}~{entry.sequence:012d}~"
     for name in names:
-        if name.startswith(start) and name.endswith(".arrow") and name != entry.name:
+        if name.startswith(start) and name.endswith(SUFFIX) and name != entry.name:
             raise ConflictError(
                 f"{where} has another block {entry.sequence} of {entry.source}: {name}",
                 "give every life of a replica a source of its own",

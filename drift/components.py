@@ -105,10 +105,7 @@ class Components:
             if values is None or values.ndim != 1:
                 continue
             numbers, _ = numbers_of(values)
-            with np.errstate(over="ignore", invalid="ignore"):
-                scaled = (numbers - self.means[place]) / self.spreads[place]
-            scaled = np.clip(scaled, -_FARTHEST, _FARTHEST)
-            matrix[place] = np.where(np.isfinite(numbers), scaled, 0.0)
+            matrix[place] = _scaled(numbers, self.means[place], self.spreads[place])
         return matrix
 
     def _named(self, projected: Floats) -> dict[str, NDArray[np.float32]]:
@@ -172,7 +169,7 @@ class Components:
                 mean, spread = (there.mean(), there.std()) if len(there) else (0.0, 0.0)
             # Of the size of rounding errors, a spread is none.
             if np.isfinite(spread) and spread > 1e-9 * abs(mean):
-                scaled = np.where(np.isfinite(numbers), (numbers - mean) / spread, 0.0)
+                scaled = _scaled(numbers, float(mean), float(spread))
                 varying[name] = (scaled, float(mean), float(spread))
         if len(varying) < 2:
             return None
@@ -188,6 +185,13 @@ class Components:
             tuple(spread for _, _, spread in varying.values()),
             tuple(_turned(one) for one in chosen.round(6)),
         )
+
+
+def _scaled(numbers: Floats, mean: float, spread: float) -> Floats:
+    """Standardised; what is no number stands at the mean."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.clip((numbers - mean) / spread, -_FARTHEST, _FARTHEST)
+    return np.where(np.isfinite(numbers), scaled, 0.0)
 
 
 def _matrix(columns: list[NDArray[Any] | None]) -> Floats | None:
