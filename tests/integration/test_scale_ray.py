@@ -71,6 +71,11 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 300.0) 
         time.sleep(0.1)
 
 
+def gpus_free() -> float:
+    """As nodes tell the head, a moment after."""
+    return float(ray.available_resources()["GPU"])
+
+
 class Route:
     """A deployment's port, replicas, and what its clients were told."""
 
@@ -159,7 +164,7 @@ def test_replicas_follow_demand_down_to_none_and_nothing_is_lost(
         wait_for(lambda: len(route.replicas()) == 3, "there are three replicas")
         three = route.replicas()
         assert first <= three, "what ran goes on"
-        assert ray.available_resources()["GPU"] == pytest.approx(2 - 3 * 0.25)
+        wait_for(lambda: gpus_free() == pytest.approx(2 - 3 * 0.25), "a quarter of a GPU for each")
         fence = store.find("fraud").fence
         ray.kill(ray.get_actor(actor_name(route.deploy_id), namespace=NAMESPACE), no_restart=False)
         wait_for(lambda: store.find("fraud").fence > fence, "another controller takes over")
