@@ -210,7 +210,7 @@ class NumericBins:
         below = np.zeros(len(self.cuts), dtype=np.int64)
         for start in range(0, len(finite), MOST_ROWS):
             block = np.ascontiguousarray(finite[None, start : start + MOST_ROWS])
-            below += below_cuts(block, cuts, block.min(axis=1), block.max(axis=1))[0]
+            below += below_cuts(block, cuts)[0]
         counts = np.zeros(self.size, dtype=np.int64)
         counts[MISSING] = len(array) - len(finite)
         counts[2:] = np.diff(below, prepend=0, append=len(finite))

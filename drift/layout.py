@@ -16,6 +16,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -129,20 +130,17 @@ class _Group:
 
     def add(self, block: NDArray[Any], counts: Counts) -> None:
         """Add a block (c, n) of at least one row to the flat vector."""
-        rows = block.shape[1]
-        least = np.minimum.reduce(block, axis=1)  # both NaN where a row has one
-        largest = np.maximum.reduce(block, axis=1)
-        sound = np.isfinite(least) & np.isfinite(largest)
-        finite = np.full(len(block), rows, dtype=np.int64)
-        if not sound.all():
+        finite = np.full(len(block), block.shape[1], dtype=np.int64)
+        flat = block.ravel()
+        # A sum of squares that is finite has no term that is not.
+        if not math.isfinite(np.dot(flat, flat)):
             # What is not finite becomes infinity, which lies below no cut: it falls out of every
             # range, and the other rows of its column count as ever.
             kept = np.isfinite(block)
             finite = np.count_nonzero(kept, axis=1).astype(np.int64)
             block = np.where(kept, block, block.dtype.type(np.inf))
-            least, largest = block.min(axis=1), block.max(axis=1)
-            counts[self._starts + MISSING] += rows - finite
-        below = below_cuts(block, self._cuts, least, largest)
+            counts[self._starts + MISSING] += block.shape[1] - finite
+        below = below_cuts(block, self._cuts)
         edges = np.empty((len(block), below.shape[1] + 2), dtype=np.int64)
         edges[:, 0], edges[:, 1:-1], edges[:, -1] = 0, below, finite
         counts[self._into] += np.diff(edges, axis=1).ravel()[self._from]
