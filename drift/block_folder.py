@@ -25,6 +25,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
@@ -171,13 +172,15 @@ class BlockFolder:
             MalformedRequestError: the file is truncated, changed, or not the block it is named.
             OSError: it cannot be read, or is gone.
         """
-        with (self.path / entry.name).open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+        with open(os.path.join(self.path, entry.name), "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, MOST_BYTES) + 1)  # no more room than it takes
         return named_block(data, entry)
 
     def remove(self, entry: BlockFile) -> None:
         """A block that nobody needs any more; gone already is well."""
-        (self.path / entry.name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.path, entry.name))
 
     def refuse(self, entry: BlockFile) -> None:
         """Put a block aside, into ``refused/``."""
@@ -208,7 +211,8 @@ def in_order(names: Iterable[str], after: Mapping[str, int] | None = None) -> li
             latest = max(latest, file.last_ms)
             line.append((latest, file.source, file.sequence, file))
         timed.append(line)
-    return [file for *_, file in merge(*timed, key=lambda item: item[:3])]
+    ordered = timed[0] if len(timed) == 1 else merge(*timed, key=lambda item: item[:3])
+    return [file for *_, file in ordered]
 
 
 def named_block(data: bytes, entry: BlockFile) -> Block:

@@ -27,6 +27,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 from zlib import crc32
 
@@ -54,7 +55,7 @@ _CONTINUES = 0xFFFFFFFF
 _NO_SUM = "00000000"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Block:
     """Rows of one version, in the order they were recorded.
 
@@ -114,15 +115,15 @@ class Block:
     def rows(self) -> int:
         return len(self.time_ms)
 
-    @property
+    @cached_property
     def first_ms(self) -> int:
         """The earliest time in it."""
-        return int(self.time_ms.min())
+        return int(np.minimum.reduce(self.time_ms))
 
-    @property
+    @cached_property
     def last_ms(self) -> int:
         """The latest time in it."""
-        return int(self.time_ms.max())
+        return int(np.maximum.reduce(self.time_ms))
 
 
 _PLAIN = (
@@ -225,7 +226,7 @@ def _read(data: bytes) -> Block:
     buffer.seek(len(_MAGIC))
     stream = ipc.open_stream(buffer)
     schema = stream.schema
-    if not {pa.float64(), pa.int64(), pa.bool_(), pa.string()}.issuperset(schema.types):
+    if not set(map(_kind, _TYPES)).issuperset([kind.id for kind in schema.types]):
         raise ValueError(f"its columns are of the types {sorted(set(map(str, schema.types)))}")
     document = parse_json((schema.metadata or {})[_KEY])
     if document["format"] != _FORMAT:
@@ -241,6 +242,17 @@ def _read(data: bytes) -> Block:
         raise ValueError(f"it has {batch.num_rows} rows")
     batch.validate(full=True)
     return _block_of(document, batch)
+
+
+_TYPES = ("float64", "int64", "bool_", "string")
+
+
+@lru_cache(maxsize=len(_TYPES))
+def _kind(name: str) -> int:
+    """Arrow's number for a type that columns may have; none of them has parameters."""
+    import pyarrow as pa
+
+    return int(getattr(pa, name)().id)
 
 
 def _is_compressed(data: bytes) -> bool:
@@ -312,9 +324,9 @@ def _under(prefix: str, columns: Mapping[str, Column]) -> dict[str, Column]:
 
 
 def _column_from_arrow(column: Any, is_json: bool) -> Column:
-    kind = str(column.type)
-    if kind != "string":
-        if column.null_count and kind != "double":
+    kind = column.type.id
+    if kind != _kind("string"):
+        if kind != _kind("float64") and column.null_count:
             raise ValueError("a number is missing where none can be")
         values: Column = column.to_numpy(zero_copy_only=False)
         return values

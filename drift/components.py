@@ -90,9 +90,8 @@ class Components:
         found = [columns.get(name) for name in self.features]
         matrix = _matrix(found)
         if matrix is not None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                projected = weights @ matrix
-                projected -= offset
+            projected = np.dot(weights, matrix)  # which, unlike ``@``, warns of no overflow
+            projected -= offset
             if (np.abs(projected) < _FARTHEST).all():
                 return self._named(projected)
         projected = np.array(self.directions) @ self._standardised(found, rows)

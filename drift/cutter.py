@@ -219,9 +219,7 @@ class WindowCutter:
             self._tell(duplicate_blocks=1)
             return ()
         times = times.astype(np.int64)
-        ahead = times > now_ms + self.ahead_ms
-        late = ~ahead & (times < self._oldest())
-        kept = np.flatnonzero(~(ahead | late))
+        kept, late, ahead = self._in_time(times, now_ms + self.ahead_ms)
         pieces = []
         split = tuple(self._split(kept, times))
         for index, places in split:
@@ -231,12 +229,8 @@ class WindowCutter:
         # Nothing is changed above this line, and nothing fails below.
         self._remember(block.source, block.number)
         self.split = split
-        self._tell(
-            late_rows=int(late.sum()),
-            ahead_rows=int(ahead.sum()),
-            unrecorded_rows=block.unrecorded,
-        )
-        return self._take(pieces, int(times[kept].max()) if len(kept) else None)
+        self._tell(late_rows=late, ahead_rows=ahead, unrecorded_rows=block.unrecorded)
+        return self._take(pieces)
 
     def add_counts(
         self, source: str, number: int, counts: WindowCounts, *, now_ms: int
@@ -267,7 +261,7 @@ class WindowCutter:
             self._tell(late_rows=counts.rows)
             return ()
         index = self._next if self.every_ms is None else counts.first_ms // self.every_ms
-        return self._take([(index, counts)], counts.last_ms)
+        return self._take([(index, counts)])
 
     def tick(self, *, now_ms: int) -> tuple[Window, ...]:
         """Time goes on without rows: close, by time, what nothing can come to any more."""
@@ -289,6 +283,15 @@ class WindowCutter:
             return self._newest - self.lateness_ms
         return self._next * self.every_ms if self._next else -(2**63)
 
+    def _in_time(self, times: NDArray[np.int64], latest: int) -> tuple[NDArray[np.int64], int, int]:
+        """Places of the rows that are; how many come too late, and how many from the future."""
+        oldest = self._oldest()
+        if not len(times) or (times.min() >= oldest and times.max() <= latest):
+            return np.arange(len(times)), 0, 0
+        ahead = times > latest
+        late = ~ahead & (times < oldest)
+        return np.flatnonzero(~(ahead | late)), int(late.sum()), int(ahead.sum())
+
     def _split(
         self, kept: NDArray[np.int64], times: NDArray[np.int64]
     ) -> Iterable[tuple[int, NDArray[np.int64]]]:
@@ -305,9 +308,7 @@ class WindowCutter:
             kept, index, room = kept[room:], index + 1, self.rows
         return parts
 
-    def _take(
-        self, pieces: list[tuple[int, WindowCounts]], newest: int | None
-    ) -> tuple[Window, ...]:
+    def _take(self, pieces: list[tuple[int, WindowCounts]]) -> tuple[Window, ...]:
         closed: list[Window] = []
         for index, counts in pieces:
             before = self._open.get(index)
@@ -315,7 +316,9 @@ class WindowCutter:
             if self.rows is not None and self._open[index].rows >= self.rows:
                 closed.append(self._finished(index))
                 self._next = index + 1
-        if newest is not None:
+        times = [counts.last_ms for _, counts in pieces if counts.last_ms is not None]
+        if times:
+            newest = max(times)
             self._newest = newest if self._newest is None else max(self._newest, newest)
             if self.every_ms is not None:
                 closed += self._close(self._newest)

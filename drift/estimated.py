@@ -92,7 +92,7 @@ class EstimatedSums:
 
     def __add__(self, other: EstimatedSums) -> EstimatedSums:
         return EstimatedSums(
-            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
+            *(getattr(self, name) + getattr(other, name) for name in self.__slots__)
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -51,6 +51,11 @@ class Layout:
         self.sizes = np.array([column.size for column in bins], dtype=np.int64)
         self.starts: Counts = np.cumsum(self.sizes) - self.sizes
         self.total = int(self.sizes.sum())
+        ends = self.starts + self.sizes
+        self._spans = [
+            (..., slice(start, end))
+            for start, end in zip(self.starts.tolist(), ends.tolist(), strict=True)
+        ]
         self._cuts = [
             np.array(column.cuts if isinstance(column, NumericBins) else (), dtype=np.float64)
             for column in bins
@@ -89,8 +94,7 @@ class Layout:
 
     def of_column(self, place: int, flat: NDArray[Any]) -> NDArray[Any]:
         """The part (…, size) of a flat vector (…, T) that belongs to one column."""
-        start = self.starts[place]
-        return flat[..., start : start + self.sizes[place]]
+        return flat[self._spans[place]]
 
     def _group(self, places: Sequence[int], single: bool) -> _Group:
         """Cuts of some columns, padded; made once for each choice that blocks come in."""
@@ -143,7 +147,7 @@ class _Group:
         below = below_cuts(block, self._cuts)
         edges = np.empty((len(block), below.shape[1] + 2), dtype=np.int64)
         edges[:, 0], edges[:, 1:-1], edges[:, -1] = 0, below, finite
-        counts[self._into] += np.diff(edges, axis=1).ravel()[self._from]
+        counts[self._into] += (edges[:, 1:] - edges[:, :-1]).ravel()[self._from]
 
 
 def _pieces(places: Sequence[int]) -> Iterator[Sequence[int]]:

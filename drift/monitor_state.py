@@ -35,6 +35,8 @@ from threading import RLock
 from typing import Any, get_type_hints
 from zlib import crc32
 
+import orjson
+
 from drift.blocks import Block, from_arrow, to_arrow
 from drift.checks import Checked
 from drift.documents import Fields
@@ -301,7 +303,7 @@ class MonitorState:
         ]
         self.database.change(
             (
-                (_PUT_STATE, [(self.subject, json.dumps(whole))]),
+                (_PUT_STATE, [(self.subject, _json(whole))]),
                 (_PUT_REPORT, reports),
                 (_REMOVE_REPORT, [(self.subject, index) for index in done]),
             )
@@ -330,7 +332,7 @@ class MonitorState:
     @staticmethod
     def _document(report: WindowReport) -> str:
         if not report.findings and not report.slices:  # then what sinks get says everything else
-            written, counts = report.to_json().decode(), json.dumps(report.counts.to_dict())
+            written, counts = report.to_json().decode(), _json(report.counts.to_dict())
             return f'{{"written": {written}, "counts": {counts}}}'
         document = {
             field.name: plain(getattr(report, field.name))
@@ -408,3 +410,11 @@ class MonitorState:
         """The checks of a report were made; it is to be saved."""
         report = replace(self.report(index), findings=checked.findings, slices=checked.slices)
         self._put(report, None)
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    """Of documents whose fractions are texts: orjson would write null for a NaN."""
+    try:
+        return orjson.dumps(document).decode()
+    except TypeError:  # half of a surrogate pair, in a file's name
+        return json.dumps(document)

@@ -263,12 +263,12 @@ class DriftProfile:
         """Smoothed reference probabilities, all columns' bins after each other: (T,)."""
         return np.concatenate([smoothed(column.counts) for column in self.columns])
 
-    @property
+    @cached_property
     def features(self) -> tuple[Column, ...]:
         """What the model sees."""
         return tuple(column for column in self.columns if column.role == "feature")
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[Column, ...]:
         """What the model says."""
         return tuple(column for column in self.columns if column.role == "output")

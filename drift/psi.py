@@ -22,7 +22,31 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["psi"]
+__all__ = ["Psi", "psi"]
+
+
+class Psi:
+    """PSI against one reference, with what does not change between windows computed once.
+
+    Args:
+        probabilities: Of the reference, above 0, summing to 1 over each column: (…, T) or (T,).
+        starts: Where each column's bins begin: (d,).
+    """
+
+    def __init__(self, probabilities: NDArray[np.float64], starts: NDArray[np.int64]) -> None:
+        sizes = np.diff(starts, append=probabilities.shape[-1])
+        self._starts = starts
+        self._column = np.repeat(np.arange(len(starts)), sizes)
+        self._probabilities = probabilities
+        self._bins = sizes[self._column]
+        self._pseudo = self._bins * probabilities
+
+    def of(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """PSI of every column (…, d), of flat counts (…, T)."""
+        rows = np.add.reduceat(counts, self._starts, axis=-1)
+        shares = (counts + self._pseudo) / (rows[..., self._column] + self._bins)
+        terms = (shares - self._probabilities) * np.log(shares / self._probabilities)
+        return np.asarray(np.add.reduceat(terms, self._starts, axis=-1))
 
 
 def psi(
@@ -30,16 +54,5 @@ def psi(
     probabilities: NDArray[np.float64],
     starts: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """PSI of every column: (…, d).
-
-    Args:
-        counts: Of the window, all columns' bins after each other: (…, T).
-        probabilities: Of the reference, above 0, summing to 1 over each column: (…, T) or (T,).
-        starts: Where each column's bins begin: (d,).
-    """
-    sizes = np.diff(starts, append=counts.shape[-1])
-    rows = np.add.reduceat(counts, starts, axis=-1)
-    pseudo = np.repeat(sizes, sizes)
-    shares = (counts + pseudo * probabilities) / (np.repeat(rows, sizes, axis=-1) + pseudo)
-    terms = (shares - probabilities) * np.log(shares / probabilities)
-    return np.asarray(np.add.reduceat(terms, starts, axis=-1))
+    """PSI of every column (…, d), of flat counts (…, T); the reference as for ``Psi``."""
+    return Psi(probabilities, starts).of(counts)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 from drift.cutter import Tally
@@ -161,7 +161,13 @@ def _conditions(one: Slice) -> list[dict[str, Any]]:
 
 
 def _plain_fields(one: Any) -> dict[str, Any]:
-    return {one_field.name: getattr(one, one_field.name) for one_field in fields(one)}
+    kind: Any = type(one)
+    return {name: getattr(one, name) for name in _names(kind)}
+
+
+@lru_cache(maxsize=32)
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(kind))
 
 
 def _plain(value: Any) -> Any:

@@ -295,7 +295,8 @@ class Service:
         # Thousands of folders are not to be listed again because one had something in it.
         idle = not (did or monitor.busy or monitor.save_due)
         place.rests = self._clock() + self._idle_s if idle else 0.0
-        place.seen = monitor.status
+        if not monitor.save_due:  # if it is, once that is done
+            place.seen = monitor.status
         place.trouble, place.pause = "", 0.0
         return did
 

@@ -94,7 +94,7 @@ class ReportFolder:
         file = self._file or self._found()
         self._file = None  # until this went well
         if not self._seen or _digest(line) not in self._seen:
-            if file is None or (file.exists() and file.stat().st_size >= self._most_bytes):
+            if file is None or _size(file) >= self._most_bytes:
                 file = self.folder / f"{report.verdict.index:016d}.jsonl"
             with file.open("ab") as opened:
                 opened.write(line)
@@ -116,6 +116,14 @@ class ReportFolder:
                 lines += tail[:whole].splitlines(keepends=True)
         self._seen = set(map(_digest, lines[-_REPEATED:]))
         return files[-1] if files else None
+
+
+def _size(file: Path) -> int:
+    """In bytes; one that is gone has none."""
+    try:
+        return os.stat(file).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _digest(line: bytes) -> bytes:

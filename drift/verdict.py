@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from drift.cutter import Tally, Window
 from drift.documents import Fields, number_text
 from drift.profile import DriftProfile
-from drift.psi import psi
+from drift.psi import Psi
 from drift.sequential import ShiryaevRoberts
 from drift.window import WindowCounts
 from governance.canonical import canonical_json
@@ -79,6 +79,14 @@ class GrownBin:
     reference: float
     window: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: fractions as texts."""
+        return {
+            "name": self.name,
+            "reference": number_text(self.reference),
+            "window": number_text(self.window),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class ColumnMoved:
@@ -99,6 +107,17 @@ class ColumnMoved:
     esr: float
     log_e: float
     grown: tuple[GrownBin, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: fractions as texts."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "psi": number_text(self.psi),
+            "esr": number_text(self.esr),
+            "log_e": number_text(self.log_e),
+            "grown": [grown.to_dict() for grown in self.grown],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +156,21 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers that are not whole as texts."""
-        return {name: _json(getattr(self, name)) for name in self.__slots__}
+        return {
+            "index": self.index,
+            "level": self.level.value,
+            "judged": self.judged,
+            "rows": self.rows,
+            "first_ms": self.first_ms,
+            "last_ms": self.last_ms,
+            "esr": number_text(self.esr),
+            "psi": number_text(self.psi),
+            "psi_threshold": number_text(self.psi_threshold),
+            "streak": self.streak,
+            "worst": [column.to_dict() for column in self.worst],
+            "reasons": list(self.reasons),
+            "quarantine": list(self.quarantine),
+        }
 
 
 class Judge:
@@ -147,12 +180,13 @@ class Judge:
         self._profile = profile
         self._rules = profile.rules
         self._statistic = ShiryaevRoberts(profile.probabilities, profile.layout.starts)
+        self._psi = Psi(profile.probabilities, profile.layout.starts)
         self._thresholds = self._psi_thresholds()
         self._shares = np.concatenate([column.shares for column in profile.columns])
-        self._is_component = np.array([one.role == "component" for one in profile.columns])
+        self._is_component = np.array([one.role == "component" for one in profile.columns], int)
         self._streak = 0
         self._last: int | None = None
-        self._waiting = WindowCounts.empty(profile)
+        self._none = self._waiting = WindowCounts.empty(profile)
 
     @property
     def esr(self) -> float:
@@ -200,9 +234,9 @@ class Judge:
                 f"{counts.rows} of the {self._rules.min_rows} rows that are judged at once; "
                 "they wait for the next window",
             )
-        self._waiting = WindowCounts.empty(self._profile)
+        self._waiting = self._none
         log_e = self._statistic.step(counts.counts)
-        sizes = psi(counts.counts, self._profile.probabilities, self._profile.layout.starts)
+        sizes = self._psi.of(counts.counts)
         return self._judged(window, counts, log_e, sizes, facts or Facts())
 
     def acknowledge(self) -> None:
@@ -300,8 +334,9 @@ class Judge:
         moved, where a component only tells that something did among many.
         """
         relative = sizes / self._thresholds
-        passed = np.where(relative >= 1, np.where(self._is_component, 1, 0), 2)
-        return [int(place) for place in np.lexsort((-log_e, -relative, passed))[:_WORST]]
+        passed = np.where(relative >= 1, self._is_component, 2)
+        order: list[int] = np.lexsort((-log_e, -relative, passed))[:_WORST].tolist()
+        return order
 
     def _worst(
         self,
@@ -310,28 +345,28 @@ class Judge:
         log_e: NDArray[np.float64],
         sizes: NDArray[np.float64],
     ) -> tuple[ColumnMoved, ...]:
-        layout, r = self._profile.layout, self._statistic.by_column
-        shares = counts.counts / counts.rows
-        moved = shares - self._shares
+        layout, log_r = self._profile.layout, self._statistic.log_r
         found = []
         for place in order:
-            column, start = self._profile.columns[place], layout.starts[place]
-            part = layout.of_column(place, moved).tolist()
-            most = sorted(range(len(part)), key=part.__getitem__, reverse=True)[:_GROWN]
+            column = self._profile.columns[place]
+            reference = layout.of_column(place, self._shares).tolist()
+            shares = [
+                count / counts.rows for count in layout.of_column(place, counts.counts).tolist()
+            ]
+            more = [after - before for after, before in zip(shares, reference, strict=True)]
+            most = sorted(range(len(more)), key=more.__getitem__, reverse=True)[:_GROWN]
             names = column.bins.names
             found.append(
                 ColumnMoved(
                     column.name,
                     column.role,
                     float(sizes[place]),
-                    float(r[place]),
+                    math.exp(log_r[place]),
                     float(log_e[place]),
                     tuple(
-                        GrownBin(
-                            names[at], float(self._shares[start + at]), float(shares[start + at])
-                        )
+                        GrownBin(names[at], reference[at], shares[at])
                         for at in most
-                        if part[at] > 0
+                        if more[at] > 0
                     ),
                 )
             )
@@ -345,7 +380,7 @@ class Judge:
             "statistic": self._statistic.to_dict(),
             "streak": self._streak,
             "last": self._last,
-            "waiting": self._waiting.to_dict(),
+            "waiting": self._waiting.to_dict() if self._waiting.rows else None,
         }
 
     def to_json(self) -> bytes:
@@ -370,20 +405,11 @@ class Judge:
         judge._statistic.restore(fields.object("statistic"))
         judge._streak = fields.integer("streak")
         judge._last = fields.optional_integer("last")
-        judge._waiting = WindowCounts.from_fields(profile, fields.object("waiting"))
+        waiting = fields.optional_object("waiting")
+        if waiting is not None:
+            judge._waiting = WindowCounts.from_fields(profile, waiting)
         fields.done()
         return judge
-
-
-def _json(value: Any) -> Any:
-    kind = type(value)
-    if isinstance(value, float):
-        return number_text(value)
-    if kind is tuple:
-        return [_json(item) for item in value]
-    if kind is ColumnMoved or kind is GrownBin:
-        return {name: _json(getattr(value, name)) for name in kind.__slots__}
-    return value.value if kind is Level else value
 
 
 def _schema_reasons(counts: WindowCounts) -> list[str]:

@@ -25,12 +25,14 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import orjson
 import rfc8785
 
 from governance.errors import TamperedError
@@ -66,19 +68,15 @@ def canonical_json(value: Any) -> bytes:
             surrogates, or types that JSON does not have.
     """
     if _simple(value):
-        return _encode_simple(value).encode()
+        with suppress(TypeError):  # lone surrogates, which rfc8785 words better
+            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     _reject_floats(value, "$")
     return rfc8785.dumps(value)
 
 
-_encode_simple = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
-).encode
-"""Five times as quick as ``rfc8785``, and the same for what ``_simple`` lets through: both escape
-alike, and code points sort like UTF-16 units as long as keys are ASCII."""
-
-
 def _simple(value: Any) -> bool:
+    """Whether orjson, which is many times as quick as rfc8785, writes the same: both escape alike,
+    and code points sort like UTF-16 units as long as keys are ASCII."""
     kind = type(value)
     if kind is str:
         return True

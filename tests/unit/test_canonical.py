@@ -43,7 +43,18 @@ def test_keys_outside_ascii_are_sorted_by_utf16_units() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [0.5, float("nan"), {"a": [1.0]}, 2**53, -(2**53), "\ud800", {"\udfff": 1}, {1: 2}, b""],
+    [
+        ["\udc80"],
+        0.5,
+        float("nan"),
+        {"a": [1.0]},
+        2**53,
+        -(2**53),
+        "\ud800",
+        {"\udfff": 1},
+        {1: 2},
+        b"",
+    ],
 )
 def test_refuses_what_other_languages_would_read_otherwise(value: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
