@@ -9,6 +9,10 @@
 - *monitor*: windows a second of one process, and of two that share the models, with a thousand
   models of ten columns that get windows of 200 rows; reports go to a folder.
 
+A machine that others use too is slower by half for most of some minutes. What is held against an
+aim in absolute time is measured in many short turns, and the quietest is what the code costs, as
+for ``timeit``; the median of all turns stands beside it, and ratios are of medians.
+
 Results go to ``benchmarks/results/drift_cost.json``; some five minutes, with ``--quick`` one.
 
     python benchmarks/drift_cost.py
@@ -76,8 +80,8 @@ def profile_of(reference: dict[str, Any], window: int) -> DriftProfile:
 def checking(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
     """A window's pass, and Alibi Detect's KSDrift beside it."""
     rng = np.random.default_rng(0)
-    found: dict[str, Any] = {}
     reference = table(rng, 100_000, 100)
+    checks: dict[str, Callable[[], object]] = {}
     for columns, rows in ((10, 1_000), (100, 1_000), (100, 10_000)):
         part = {name: reference[name] for name in list(reference)[:columns]}
         profile = profile_of(part, rows)
@@ -87,18 +91,30 @@ def checking(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
             profile: DriftProfile = profile, live: Any = live, judge: Judge = judge,
             index: Any = index,
         ) -> None:  # fmt: skip
-            counts = count_rows(profile, live)
-            judge.step(Window(next(index), counts))
+            judge.step(Window(next(index), count_rows(profile, live)))
 
-        timed(check, 10)
-        took = timed(check, 30 if quick else 200)
-        found[f"{columns} columns, {rows} rows"] = {
-            "ms": round(median(took) * _MS, 4),
-            "p95_ms": round(float(np.percentile(took, 95)) * _MS, 4),
+        checks[f"{columns} columns, {rows} rows"] = check
+    turns: dict[str, list[float]] = {name: [] for name in checks}
+
+    def take_turns() -> None:
+        for _ in range(2 if quick else 20):
+            for name, check in checks.items():
+                turns[name].append(median(timed(check, 50)))
+
+    take_turns()
+    alibi = ks_drift(rng, quick=quick)
+    take_turns()
+    found: dict[str, Any] = {
+        name: {
+            "ms": round(min(took) * _MS, 4),
+            "ms_of_all_turns": round(median(took) * _MS, 4),
         }
-    ours = found["100 columns, 1000 rows"]["ms"]
-    aims.append(Aim("check of 100 columns, 1,000 rows: ms", 1.0, ours))
-    found["KSDrift"] = alibi = ks_drift(rng, quick=quick)
+        for name, took in turns.items()
+    }
+    hundred = found["100 columns, 1000 rows"]
+    ours = hundred["ms_of_all_turns"]
+    aims.append(Aim("check of 100 columns, 1,000 rows: ms", 1.0, hundred["ms"]))
+    found["KSDrift"] = alibi
     if "ms" in alibi:
         name = "KSDrift of 100,000 reference rows takes so many times as long"
         aims.append(Aim(name, 300.0, alibi["ms"] / ours, at_least=True))
@@ -175,7 +191,7 @@ def recording(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
     return found
 
 
-_ROWS, _COLUMNS, _ROUNDS = 200, 10, 5  # of the monitored models
+_ROWS, _COLUMNS, _ROUNDS = 200, 10, 20  # of the monitored models
 
 
 def monitoring(aims: list[Aim], *, quick: bool) -> dict[str, Any]:
@@ -226,8 +242,10 @@ def _monitored(profile: DriftProfile, models: int, processes: int) -> dict[str, 
     walls = [max(wall for wall, _ in turn) for turn in zip(*took, strict=True)]
     cpus = [sum(cpu for _, cpu in turn) for turn in zip(*took, strict=True)]
     return {
-        "windows_a_second": round(models / median(walls[1:]), 1),
-        "cpu_ms_a_window": round(median(cpus[1:]) / models * _MS, 3),
+        "windows_a_second": round(models / min(walls[1:]), 1),
+        "windows_a_second_of_all_rounds": round(models / median(walls[1:]), 1),
+        "cpu_ms_a_window": round(min(cpus[1:]) / models * _MS, 3),
+        "cpu_ms_a_window_of_all_rounds": round(median(cpus[1:]) / models * _MS, 3),
         "ms_a_model_to_open_and_for_its_first_window": round(walls[0] / models * _MS, 3),
     }
 

@@ -43,6 +43,7 @@ Floats = NDArray[np.float64]
 _MOST_COLUMNS = 256
 _FEWEST_ROWS = 50
 _UNITS = 1e4  # of a spread
+_SINGLE = 1 << 18  # multiplications of a product for which OpenBLAS takes one thread
 _FARTHEST = 1e9  # spreads; beyond that, far is far
 _NAMED = 3  # features in a component's name,
 _LONGEST = 32  # with as many letters of each
@@ -90,7 +91,7 @@ class Components:
         found = [columns.get(name) for name in self.features]
         matrix = _matrix(found)
         if matrix is not None:
-            projected = np.dot(weights, matrix)  # which, unlike ``@``, warns of no overflow
+            projected = _product(weights, matrix)
             projected -= offset
             if (np.abs(projected) < _FARTHEST).all():
                 return self._named(projected)
@@ -184,6 +185,20 @@ class Components:
             tuple(spread for _, _, spread in varying.values()),
             tuple(_turned(one) for one in chosen.round(6)),
         )
+
+
+def _product(weights: Floats, matrix: Floats) -> Floats:
+    """(k, rows). In pieces so small that OpenBLAS does not wake its threads: these wait for the
+    next product on a processor of their own, awake. ``dot``, unlike ``@``, warns of no overflow.
+    """
+    rows = matrix.shape[1]
+    step = max(1, _SINGLE // weights.size)
+    if rows <= step:
+        return np.asarray(np.dot(weights, matrix))
+    product = np.empty((len(weights), rows))
+    for low in range(0, rows, step):
+        product[:, low : low + step] = np.dot(weights, matrix[:, low : low + step])
+    return product
 
 
 def _scaled(numbers: Floats, mean: float, spread: float) -> Floats:

@@ -43,7 +43,8 @@ def below_cuts(block: NDArray[Any], cuts: NDArray[Any]) -> Counts:
         cuts: (c, C), of the same type.
     """
     (columns, rows), width = block.shape, cuts.shape[1]
-    answers = np.zeros((columns, width, -(-rows // 8) * 8), dtype=np.bool_)
+    answers = np.empty((columns, width, -(-rows // 8) * 8), dtype=np.bool_)
+    answers[:, :, rows:] = False
     with _by_rows(rows):
         np.less(block[:, None, :], cuts[:, :, None], out=answers[:, :, :rows])
     # Each byte of a sum holds up to 255 answers, hence the limit on rows.

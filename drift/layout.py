@@ -16,7 +16,6 @@ Example::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -135,12 +134,10 @@ class _Group:
     def add(self, block: NDArray[Any], counts: Counts) -> None:
         """Add a block (c, n) of at least one row to the flat vector."""
         finite = np.full(len(block), block.shape[1], dtype=np.int64)
-        flat = block.ravel()
-        # A sum of squares that is finite has no term that is not.
-        if not math.isfinite(np.dot(flat, flat)):
+        kept = np.isfinite(block)
+        if not kept.all():
             # What is not finite becomes infinity, which lies below no cut: it falls out of every
             # range, and the other rows of its column count as ever.
-            kept = np.isfinite(block)
             finite = np.count_nonzero(kept, axis=1).astype(np.int64)
             block = np.where(kept, block, block.dtype.type(np.inf))
             counts[self._starts + MISSING] += block.shape[1] - finite

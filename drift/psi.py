@@ -44,7 +44,7 @@ class Psi:
     def of(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """PSI of every column (…, d), of flat counts (…, T)."""
         rows = np.add.reduceat(counts, self._starts, axis=-1)
-        shares = (counts + self._pseudo) / (rows[..., self._column] + self._bins)
+        shares = (counts + self._pseudo) / (rows.take(self._column, axis=-1) + self._bins)
         terms = (shares - self._probabilities) * np.log(shares / self._probabilities)
         return np.asarray(np.add.reduceat(terms, self._starts, axis=-1))
 

@@ -92,13 +92,13 @@ def aligned(columns: dict[str, Any], rows: int | None) -> tuple[dict[str, NDArra
     }
     if rows is None:
         rows = len(next(iter(arrays.values()), ()))
-    for name, array in arrays.items():
-        if (length := len(array)) != rows:
-            raise MalformedRequestError(
-                f"column {name!r} has {length} values in a block of {rows} rows",
-                "send a value a row for every column",
-            )
-    return arrays, rows
+    if set(map(len, arrays.values())) <= {rows}:
+        return arrays, rows
+    name = next(name for name, array in arrays.items() if len(array) != rows)
+    raise MalformedRequestError(
+        f"column {name!r} has {len(arrays[name])} values in a block of {rows} rows",
+        "send a value a row for every column",
+    )
 
 
 def _array(values: Any) -> NDArray[Any]:
