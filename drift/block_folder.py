@@ -172,7 +172,7 @@ class BlockFolder:
             MalformedRequestError: the file is truncated, changed, or not the block it is named.
             OSError: it cannot be read, or is gone.
         """
-        with open(os.path.join(self.path, entry.name), "rb", buffering=0) as file:
+        with open(os.path.join(self.path, entry.name), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(min(size, MOST_BYTES) + 1)  # no more room than it takes
         return named_block(data, entry)

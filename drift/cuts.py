@@ -23,7 +23,8 @@ MOST_ROWS = 255 * 8
 """Rows of a block that ``below_cuts`` can add up."""
 
 _FAST = frozenset(np.typecodes["AllInteger"] + "efd")
-_BUFFERED = 128
+_AT_ONCE = 1 << 21  # answers, of a byte each
+_BUFFERED = 128  # rows; for fewer, numpy's copying is quicker than asking it not to
 
 
 def is_fast(dtype: np.dtype[Any]) -> bool:
@@ -43,10 +44,20 @@ def below_cuts(block: NDArray[Any], cuts: NDArray[Any]) -> Counts:
         cuts: (c, C), of the same type.
     """
     (columns, rows), width = block.shape, cuts.shape[1]
+    below = np.empty((columns, width), dtype=np.int64)
+    step = max(1, _AT_ONCE // max(1, block.size))
+    with _by_rows(rows):
+        for low in range(0, width, step):
+            below[:, low : low + step] = _below_few(block, cuts[:, low : low + step])
+    return below
+
+
+def _below_few(block: NDArray[Any], cuts: NDArray[Any]) -> Counts:
+    """Of so few cuts that an answer for each value and cut may be kept."""
+    (columns, rows), width = block.shape, cuts.shape[1]
     answers = np.empty((columns, width, -(-rows // 8) * 8), dtype=np.bool_)
     answers[:, :, rows:] = False
-    with _by_rows(rows):
-        np.less(block[:, None, :], cuts[:, :, None], out=answers[:, :, :rows])
+    np.less(block[:, None, :], cuts[:, :, None], out=answers[:, :, :rows])
     # Each byte of a sum holds up to 255 answers, hence the limit on rows.
     lanes = np.add.reduce(answers.view(np.uint64), axis=2).view(np.uint8)
     return np.asarray(np.add.reduce(lanes.reshape(columns, width, 8), axis=2, dtype=np.int64))

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+import drift.cuts
 from drift.bins import (
     CategoryBins,
     NumericBins,
@@ -268,3 +269,14 @@ def test_bins_come_back_from_json(bins: Any) -> None:
 def test_malformed_bins_are_refused(document: Any, complaint: str) -> None:
     with pytest.raises(MalformedRequestError, match=complaint):
         bins_from(Fields(document, "bins"))
+
+
+def test_many_cuts_are_counted_in_parts() -> None:
+    rng = np.random.default_rng(0)
+    block = rng.normal(size=(3, 2_000))
+    cuts = np.sort(rng.normal(size=(3, 800)))
+    assert block.size * cuts.shape[1] > 2 * drift.cuts._AT_ONCE
+    expected = (block[:, None, :] < cuts[:, :, None]).sum(axis=2)
+    buffered = np.getbufsize()
+    assert drift.cuts.below_cuts(block, cuts).tolist() == expected.tolist()
+    assert np.getbufsize() == buffered
