@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 0.5
+_FIRST_PLAN_S = 5.0  # until Ray may hear that it runs, though it does not listen yet
 _REMOTE_S = 10.0
 
 
@@ -167,17 +169,21 @@ class Listener:
         self.port = int(self._socket.getsockname()[1])
         self.exchanges = self.exchanges_failed = 0
         self._beat = time.monotonic()
-        self._started: Future[None] = Future()
+        self._running: Future[None] = Future()
+        self._listening: Future[None] = Future()
         self._ending = threading.Event()
         self._draining = False
         self._server: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._first_plan: asyncio.Task[None] | None = None
         self._log = _access_log(spec.access_log, self.source)
         self._serving = threading.Thread(target=self._run, name="listener", daemon=True)
         self._telling = threading.Thread(target=self._tell, name="controller", daemon=True)
 
     def start(self) -> None:
-        """Listen, and ask for a plan.
+        """Ask for a plan, and listen once there is one: until then clients are the other gateways'.
+
+        Returns when it listens, or after a while without a plan.
 
         Raises:
             OSError: the port cannot be had.
@@ -185,8 +191,12 @@ class Listener:
         if self._log is not None:
             self._log.start()
         self._serving.start()
-        self._started.result(30)
+        self._running.result(30)
         self._telling.start()
+        try:
+            self._listening.result(_FIRST_PLAN_S)
+        except TimeoutError:
+            _logger.warning("there is no plan yet; nobody is listened to before it comes")
 
     def check(self) -> None:
         """Raises when the listener is dead or stuck."""
@@ -215,8 +225,9 @@ class Listener:
         try:
             uvloop.run(self._serve())
         except BaseException as error:
-            if not self._started.done():
-                self._started.set_exception(error)
+            for begun in (self._running, self._listening):
+                if not begun.done():
+                    begun.set_exception(error)
             raise
 
     async def _serve(self) -> None:
@@ -262,8 +273,13 @@ class Listener:
         )
         await self._siblings.start()
         beating = self._loop.create_task(self._keep_beating())
+        self._first_plan = self._loop.create_task(self._router.ready())
+        self._running.set_result(None)
         try:
-            await self._server.serve(sockets=[self._socket])
+            with suppress(asyncio.CancelledError):  # by the end, which came first
+                await self._first_plan
+            if not self._draining:
+                await self._server.serve(sockets=[self._socket])
         finally:
             beating.cancel()
             await self._siblings.close()
@@ -275,9 +291,9 @@ class Listener:
     async def _keep_beating(self) -> None:
         while True:
             self._beat = time.monotonic()
-            if self._server.started and not self._started.done():
-                self._started.set_result(None)
-            await asyncio.sleep(_HEARTBEAT_S if self._started.done() else 0.01)
+            if self._server.started and not self._listening.done():
+                self._listening.set_result(None)
+            await asyncio.sleep(_HEARTBEAT_S if self._listening.done() else 0.01)
 
     def _exposition(self) -> bytes:
         spans = None if self._tracing is None else self._tracing.counts
@@ -290,7 +306,9 @@ class Listener:
     async def _drain(self) -> None:
         """New connections go to the other gateways; old ones are told to."""
         self._draining = True
-        for server in self._server.servers:
+        if self._first_plan is not None:
+            self._first_plan.cancel()
+        for server in getattr(self._server, "servers", ()):  # it has none before it listens
             server.close()
         self._socket.close()
         await asyncio.sleep(self._spec.drain_s)

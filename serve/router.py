@@ -102,6 +102,7 @@ class Router:
         self._routing: Routing | None = None
         self._offered = -1
         self._switching: asyncio.Task[None] | None = None
+        self._planned = asyncio.Event()
         self._tallies: dict[tuple[str, str, str], Tally] = {}
         self._sequence = 0
         self._unanswered: Report | None = None
@@ -155,6 +156,16 @@ class Router:
             loop = asyncio.get_running_loop()
             self._switching = loop.create_task(self._switch_warm(routing))
 
+    async def ready(self) -> None:
+        """Return once there is a plan, and whoever gets requests has lanes or had the time."""
+        await self._planned.wait()
+        routing = self._routing
+        assert routing is not None
+        if not routing.plan.closed:
+            weights = dict(routing.plan.weights)
+            pools = [r.variant.pool for name, r in routing.routes.items() if weights.get(name)]
+            await asyncio.gather(*(pool.ready(self._warm_s) for pool in pools))
+
     async def _switch_warm(self, routing: Routing) -> None:
         pools = [route.variant.pool for route in routing.routes.values()]
         await asyncio.gather(*(pool.ready(self._warm_s) for pool in pools))
@@ -163,6 +174,7 @@ class Router:
 
     def _switch(self, routing: Routing) -> None:
         before, self._routing = self._routing, routing
+        self._planned.set()
         if before is not None:
             anew = before.experiment_id != routing.experiment_id
             for name in before.routes.keys() | routing.routes.keys():

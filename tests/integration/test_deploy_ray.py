@@ -70,6 +70,7 @@ class Clients:
         self.body = body
         self.statuses: Counter[int] = Counter()
         self.versions: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
         self.lost = 0
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(4)]
@@ -105,12 +106,14 @@ class Clients:
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
-                status, _, version = self.ask()
+                status, answered, version = self.ask()
             except (OSError, http.client.HTTPException):
                 self.lost += 1
             else:
                 self.statuses[status] += 1
                 self.versions[version] += 1
+                if status != 200:
+                    self.refusals[f"{time.strftime('%X')} {status} {answered.decode()}"] += 1
             time.sleep(0.01)
 
 
@@ -155,7 +158,7 @@ def test_a_deployment_from_start_to_end(scenario: Scenario, cluster: None, tmp_p
         wait_for(lambda: record().stable.version == canary, "the canary is promoted")
         assert record().fence >= 2
         time.sleep(2)
-    assert set(clients.statuses) == {200}, clients.statuses
+    assert set(clients.statuses) == {200}, clients.refusals
     assert clients.lost == 0
     outcomes = [d.document["outcome"] for d in store.decisions(deployed["deployId"])]
     assert outcomes == ["started", "verified", "advanced", "promoted"]
@@ -249,7 +252,7 @@ def test_answers_and_owners_metrics_decide(
         assert chancery("why", "fraud")["step"] == 0
         chancery("abort", "fraud", "--reason", "seen enough")
         wait_for(rolled_back, "it is aborted")
-    assert set(clients.statuses) == {200}, clients.statuses
+    assert set(clients.statuses) == {200}, clients.refusals
     assert clients.lost == 0
     chancery("delete", "fraud")
     wait_for(lambda: store.find(chancery("list", "--all")[0]["deployId"]).stopped_ms, "it is gone")
@@ -342,7 +345,7 @@ def test_an_experiment_and_a_shadow_from_start_to_end(scenario: Scenario, cluste
             return set(clients.variants)
 
         wait_for(lambda: arms() == {"control", "stable"}, "the revoked arm's clients are stable's")
-    assert set(clients.statuses) == {200}, clients.statuses
+    assert set(clients.statuses) == {200}, clients.refusals
     assert clients.lost == 0
     alerts = [e["data"]["text"] for e in scenario.events() if e["type"].endswith(":alerted")]
     assert any("arm 'bold'" in text and "TAMPERED" in text for text in alerts), alerts

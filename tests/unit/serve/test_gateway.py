@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve import gateway
 from serve.decode import Array
 from serve.frames import pack_requests, unpack_answers
 from serve.gateway import GatewaySpec, Listener
@@ -134,6 +135,46 @@ def test_its_end_answers_what_was_asked(listener: Listener) -> None:
         ask(listener)
     with pytest.raises(RuntimeError):
         listener.check()
+
+
+@pytest.fixture
+def planless(
+    base: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Listener, Controller]]:
+    """Another listener on the port, whose controller is away."""
+    monkeypatch.setattr(gateway, "_FIRST_PLAN_S", 0.1)
+    controller = Controller()
+    controller.away = True
+    spec = GatewaySpec(listener.port, str(base), "", exchange_s=0.02, drain_s=0.1)
+    other = Listener(spec, controller, version="3.17")
+    other.start()
+    yield other, controller
+    other.close()
+
+
+def test_a_listener_without_a_plan_leaves_clients_to_the_others(
+    listener: Listener, planless: tuple[Listener, Controller]
+) -> None:
+    other, controller = planless
+    assert {ask(listener)[0] for _ in range(60)} == {200}
+    controller.away = False
+    statuses = set()
+
+    def other_answers() -> bool:
+        statuses.add(ask(listener)[0])
+        return any(report.deltas for report in controller.reports)
+
+    wait_for(other_answers)
+    assert statuses == {200}
+    other.check()
+
+
+def test_a_listener_ends_before_its_first_plan(planless: tuple[Listener, Controller]) -> None:
+    other, _ = planless
+    begun = time.monotonic()
+    other.close()
+    assert time.monotonic() - begun < 5
+    assert not other._serving.is_alive()
 
 
 def test_a_model_thread_answers_frames_and_says_how_long_it_is_busy(model: ModelThread) -> None:
