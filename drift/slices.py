@@ -91,7 +91,8 @@ def find_slices(
     learnt, held = zip(*(_halves(sample, rng) for sample in (reference, window)), strict=True)
     simple = {_simple(node, *learnt) for node in _nodes(_Grid(*learnt), seed)}
     scored = [_scored(predicate, *held) for predicate in simple]
-    scored.sort(key=lambda s: (-abs(s.z), str(s.predicate)))
+    # Mirror images are equally strong: the smaller of them is the part that came or went.
+    scored.sort(key=lambda s: (-round(abs(s.z), 6), s.share + s.reference_share, str(s.predicate)))
     kept: list[Slice] = []
     rest = held
     for one in scored:

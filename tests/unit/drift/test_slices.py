@@ -47,6 +47,17 @@ def test_an_injected_slice_is_named(seed: int) -> None:
     assert found.share > 2 * found.reference_share
 
 
+@pytest.mark.parametrize("upwards", [True, False])
+def test_of_two_mirror_images_the_part_that_moved_is_named(upwards: bool) -> None:
+    columns = world(9, 1_000)
+    moved = np.random.default_rng(9).random(1_000) < 0.15
+    columns["noise"][moved] = 9.0 if upwards else -9.0
+    found, *_ = find_slices(REFERENCE, Sample.of_columns(columns), seed=1)
+    assert str(found.predicate).startswith("noise > " if upwards else "noise <= ")
+    assert found.z > 0
+    assert found.share < 0.3
+
+
 def test_missing_values_are_a_slice() -> None:
     columns = world(7, 1_000)
     columns["income"][np.random.default_rng(7).random(1_000) < 0.3] = np.nan
