@@ -17,14 +17,15 @@ Example::
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Protocol
 
 from drift.cutter import Tally
 from drift.detector import Finding
 from drift.slices import Slice
+from drift.stored import field_names
 from drift.verdict import Verdict
 from drift.window import WindowCounts
 from governance.canonical import canonical_json, sha256_hex
@@ -162,12 +163,7 @@ def _conditions(one: Slice) -> list[dict[str, Any]]:
 
 def _plain_fields(one: Any) -> dict[str, Any]:
     kind: Any = type(one)
-    return {name: getattr(one, name) for name in _names(kind)}
-
-
-@lru_cache(maxsize=32)
-def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(one.name for one in fields(kind))
+    return {name: getattr(one, name) for name in field_names(kind)}
 
 
 def _plain(value: Any) -> Any:

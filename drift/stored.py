@@ -23,7 +23,7 @@ import numpy as np
 
 from governance.errors import MalformedRequestError
 
-__all__ = ["plain", "read"]
+__all__ = ["field_names", "plain", "read"]
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
     kind: Any = type(value)
     if kind in _SCALARS:
         return value
-    names = _names(kind)
+    names = field_names(kind)
     if names:
         return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Enum):
@@ -53,7 +53,7 @@ _SCALARS = frozenset({type(None), bool, int, float, str})
 
 
 @lru_cache(maxsize=256)
-def _names(kind: Any) -> tuple[str, ...]:
+def field_names(kind: Any) -> tuple[str, ...]:
     """Of a record's fields; none of what is no record."""
     return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
 

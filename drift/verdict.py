@@ -345,7 +345,7 @@ class Judge:
         log_e: NDArray[np.float64],
         sizes: NDArray[np.float64],
     ) -> tuple[ColumnMoved, ...]:
-        layout, log_r = self._profile.layout, self._statistic.log_r
+        layout, r = self._profile.layout, self._statistic.by_column
         found = []
         for place in order:
             column = self._profile.columns[place]
@@ -361,7 +361,7 @@ class Judge:
                     column.name,
                     column.role,
                     float(sizes[place]),
-                    math.exp(log_r[place]),
+                    float(r[place]),
                     float(log_e[place]),
                     tuple(
                         GrownBin(names[at], reference[at], shares[at])

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -48,6 +48,7 @@ from typing import Any
 from serve.access_log import AccessLog
 from serve.answer import Answer, OverloadedError, failed, overloaded, refused, timed_out
 from serve.delta import ErrorClass
+from serve.lanes import LanePool
 from serve.observer import Observer
 from serve.observing import Observed
 from serve.plan import Load, Plan, Report, VariantPlan
@@ -144,12 +145,7 @@ class Router:
         if self._switching is not None:
             self._switching.cancel()
             self._switching = None
-        weights = dict(plan.weights)
-        new = [
-            route.variant.pool
-            for name, route in routing.routes.items()
-            if weights.get(name) and not route.variant.pool.lanes
-        ]
+        new = [pool for pool in _asked_pools(routing) if not pool.lanes]
         if plan.closed or not new or self._routing is None:
             self._switch(routing)
         else:
@@ -162,15 +158,16 @@ class Router:
         routing = self._routing
         assert routing is not None
         if not routing.plan.closed:
-            weights = dict(routing.plan.weights)
-            pools = [r.variant.pool for name, r in routing.routes.items() if weights.get(name)]
-            await asyncio.gather(*(pool.ready(self._warm_s) for pool in pools))
+            await self._warm(_asked_pools(routing))
 
     async def _switch_warm(self, routing: Routing) -> None:
-        pools = [route.variant.pool for route in routing.routes.values()]
-        await asyncio.gather(*(pool.ready(self._warm_s) for pool in pools))
+        await self._warm([route.variant.pool for route in routing.routes.values()])
         self._switching = None
         self._switch(routing)
+
+    async def _warm(self, pools: Sequence[LanePool]) -> None:
+        """Until they have lanes, but no longer than a moment."""
+        await asyncio.gather(*(pool.ready(self._warm_s) for pool in pools))
 
     def _switch(self, routing: Routing) -> None:
         before, self._routing = self._routing, routing
@@ -344,6 +341,12 @@ class Router:
         if at_once or now - self._learned >= _LEARN_S or not routing.shapes:
             self._learned = now
             routing.shapes.learn(outcome.answer)
+
+
+def _asked_pools(routing: Routing) -> list[LanePool]:
+    """Of the variants that get requests."""
+    weights = dict(routing.plan.weights)
+    return [route.variant.pool for name, route in routing.routes.items() if weights.get(name)]
 
 
 def _ask(
