@@ -5,6 +5,9 @@ keeps one connection and one `Batcher` to each, looks for new ones every quarter
 gives a request to the replica with the fewest requests. Where no replica has a socket on this node
 (another node, a GPU pool), a remote lane that the gateway provides carries the same frames.
 
+Who finds nobody looks once more before it is refused: listeners share a port, and a replica that
+one of them asks already may not have been seen by the other.
+
 A request whose lane breaks is asked once more elsewhere. Rows that the model did not take are sent
 again as they came, so that MLflow's own code finds the words.
 
@@ -54,6 +57,7 @@ RemoteLane = Callable[[], Awaitable[tuple[Carrier, Hello]]]
 """Finds a lane to replicas that have no socket here; raises `LaneLostError` when there are none."""
 
 _SIZES = 16
+_LOOK_S = 1.0  # for a replica whose socket is there to say who it is
 _REMOTE_AGAIN_S = 1.0  # to look for replicas on other nodes is a call to Ray
 _REMOTE_BATCHES = 4  # at a time: a remote lane leads to several replicas, and takes its time
 
@@ -210,7 +214,7 @@ class LanePool:
             TimeoutError: the time ran out.
         """
         self.asked += 1
-        lane = await self._held(len(body), hold_s) if hold_s else self._shortest()
+        lane = await self._found_now(len(body), hold_s)
         deadline = monotonic() + timeout_s
         self.in_flight += 1
         self._pace.in_flight += 1
@@ -221,11 +225,9 @@ class LanePool:
                 if lane.lost:
                     self._drop(lane)
             # A remote lane is asked again: it leads to several replicas.
+            lane = await self._found_now(len(body), hold_s)
             if hold_s:
-                lane = await self._held(len(body), hold_s)
                 deadline = monotonic() + timeout_s
-            else:
-                lane = self._shortest()
             try:
                 return await self._through(
                     lane, content_type, body, deadline - monotonic(), headers, request_id
@@ -237,15 +239,24 @@ class LanePool:
             self.in_flight -= 1
             self._pace.in_flight -= 1
 
-    async def _held(self, size: int, hold_s: float) -> _Lane:
-        """The shortest lane, as soon as there is one."""
-        while True:
-            try:
-                return self._shortest()
-            except LaneLostError:
-                for lane in [lane for lane in self._order if lane.lost]:
-                    self._drop(lane)
-                await self.room.wait(self.ready, size, hold_s)
+    async def _found_now(self, size: int, hold_s: float) -> _Lane:
+        """The shortest lane; where there is none, after a look, or as soon as there is one.
+
+        Raises:
+            LaneLostError: nobody can be asked.
+            OverloadedError: too many wait already, or nobody came.
+        """
+        lane = self._shortest()
+        if lane is None:
+            await self._look_now()
+            lane = self._shortest()
+        while lane is None:
+            if not hold_s:
+                raise LaneLostError(f"no replica of {self.folder.name} can be asked here")
+            await self.room.wait(self.ready, size, hold_s)
+            self._sweep()
+            lane = self._shortest()
+        return lane
 
     async def _through(
         self,
@@ -280,8 +291,8 @@ class LanePool:
         headers = lane.headers + headers
         return Answer(answer.status, answer.body, answer.content_type, headers), count
 
-    def _shortest(self) -> _Lane:
-        """The lane with the fewest requests; among equals, in turn."""
+    def _shortest(self) -> _Lane | None:
+        """The lane with the fewest requests; among equals, in turn; None where there is none."""
         best: _Lane | None = None
         lanes = self._order
         if len(lanes) > 1:
@@ -290,9 +301,6 @@ class LanePool:
         for lane in lanes:
             if (best is None or lane.asked < best.asked) and not lane.lost:
                 best = lane
-        if best is None:
-            self._look.set()
-            raise LaneLostError(f"no replica of {self.folder.name} can be asked here")
         return best
 
     async def close(self) -> None:
@@ -310,14 +318,27 @@ class LanePool:
 
     async def _watch(self) -> None:
         while True:
-            for lane in [lane for lane in self._order if lane.lost]:
-                self._drop(lane)
+            self._sweep()
             self._scan()
             self._look.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rescan_s):
                     await self._look.wait()
                     await asyncio.sleep(0.02)  # many may ask for a look at once
+
+    async def _look_now(self) -> None:
+        """Look for replicas, and wait a moment for those that are there to say who they are."""
+        self._sweep()
+        self._scan()
+        here = {task for name, task in self._connecting.items() if name}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                while here and not self._order:
+                    _, here = await asyncio.wait(here, return_when=asyncio.FIRST_COMPLETED)
+
+    def _sweep(self) -> None:
+        for lane in [lane for lane in self._order if lane.lost]:
+            self._drop(lane)
 
     def _scan(self) -> None:
         try:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from serve import lanes
 from serve.answer import Answer, OverloadedError
 from serve.batching import BatchLimits
 from serve.lanes import LanePool, socket_folder
@@ -123,6 +124,45 @@ def test_replicas_come_and_go(folder: Path) -> None:
         assert pool.carried == 41
         await pool.close()
         await second.close()
+
+    run(test)
+
+
+def test_who_finds_nobody_looks_before_it_is_refused(folder: Path) -> None:
+    """Another listener may have seen the replica already, and its clients ask here next."""
+
+    async def test() -> None:
+        pool = LanePool(folder, rescan_s=60)
+        pool.start()
+        await asyncio.sleep(0.01)  # it looks, and then not for a minute
+        left = socket.socket(socket.AF_UNIX)
+        left.bind(str(folder / "a.sock"))
+        left.close()  # found first, and nobody there
+        model = await SocketModel.start(folder / "b.sock", scorer())
+        found = await asyncio.gather(*(pool.ask(JSON, body((1, at)), 5) for at in range(40)))
+        assert {answer.status for answer, _ in found} == {200}
+        await pool.close()
+        await model.close()
+
+    run(test)
+
+
+def test_a_replica_that_does_not_say_who_it_is_holds_nobody_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "_LOOK_S", 0.1)
+
+    async def test() -> None:
+        silent = socket.socket(socket.AF_UNIX)
+        silent.bind(str(folder / "a.sock"))
+        silent.listen()
+        pool = LanePool(folder, rescan_s=60)
+        begun = time.monotonic()
+        with pytest.raises(LaneLostError, match="no replica of"):
+            await pool.ask(JSON, body((1, 2)), 5)
+        assert time.monotonic() - begun < 5
+        await pool.close()
+        silent.close()
 
     run(test)
 
