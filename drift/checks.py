@@ -2,7 +2,9 @@
 
 They are asked when a window warns or alerts, and now and then by schedule; they explain and
 confirm, and never take back a verdict. What they cannot do is a finding too: a detector that raises
-or hangs, a slice tree that cannot be grown, a sample that lacks a column.
+or hangs, a slice tree that cannot be grown, a sample that lacks a column. A window that was ok and
+has such findings warns. It does not alert: a p-value says how sure a detector is of independent
+rows, and nothing of how large the change is.
 
 Example::
 
@@ -13,7 +15,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,9 +26,11 @@ from drift.examine import examine
 from drift.profile import DriftProfile
 from drift.sample import Sample
 from drift.slices import STRONG_Z, Slice, find_slices
+from drift.verdict import Level
+from drift.verdict import Verdict as WindowVerdict
 from governance.errors import GovernanceError
 
-__all__ = ["DETECTORS", "Check", "Checked", "check", "not_checked"]
+__all__ = ["DETECTORS", "Check", "Checked", "check", "not_checked", "with_findings"]
 
 DETECTORS = {"native": ("default",), "alibi": ("tabular", "mmd", "classifier")}
 """What confirms an alarm where a configuration does not say."""
@@ -93,6 +97,30 @@ def not_checked(detectors: Sequence[Detector], why: str) -> Checked:
             for one in detectors
         )
     )
+
+
+def with_findings(verdict: WindowVerdict, findings: Sequence[Finding]) -> WindowVerdict:
+    """What a window's verdict is once it was checked."""
+    alarms = tuple(_sentence(one) for one in findings if one.is_drift)
+    if verdict.level is not Level.OK or not alarms:
+        return verdict
+    return replace(
+        verdict,
+        level=Level.WARN,
+        reasons=(*verdict.reasons, *alarms),
+        besides=(*verdict.besides, *alarms),
+    )
+
+
+def _sentence(one: Finding) -> str:
+    name = f"detector {one.detector!r} ({one.backend.value})"
+    if one.verdict is Verdict.TROUBLE:
+        return f"{name} could not look: {one.trouble}"
+    if one.p_value is not None:
+        return f"{name} finds drift: p = {one.p_value:.2g} (alarm below {one.threshold:.3g})"
+    if one.statistic is not None:
+        return f"{name} finds drift: {one.statistic:.3g} (alarm from {one.threshold:.3g})"
+    return f"{name} finds drift"
 
 
 def _slices(verdict: Verdict, why: str) -> Finding:

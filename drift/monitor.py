@@ -424,6 +424,8 @@ class Monitor:
 
     def _complete(self, index: int, checked: Checked) -> None:
         self.state.complete(index, checked)
+        if index == self._judge.last_index:
+            self._level = self.state.report(index).verdict.level
         self._saved_reports.discard(index)
         self._dirty = True
         del self._waits_since[index]

@@ -38,7 +38,7 @@ from zlib import crc32
 import orjson
 
 from drift.blocks import Block, from_arrow, to_arrow
-from drift.checks import Checked
+from drift.checks import Checked, with_findings
 from drift.documents import Fields
 from drift.profile import DriftProfile
 from drift.report import WindowReport
@@ -408,8 +408,11 @@ class MonitorState:
 
     def complete(self, index: int, checked: Checked) -> None:
         """The checks of a report were made; it is to be saved."""
-        report = replace(self.report(index), findings=checked.findings, slices=checked.slices)
-        self._put(report, None)
+        report = self.report(index)
+        verdict = with_findings(report.verdict, checked.findings)
+        self._put(
+            replace(report, verdict=verdict, findings=checked.findings, slices=checked.slices), None
+        )
 
 
 def _json(document: Mapping[str, Any]) -> str:

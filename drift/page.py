@@ -94,9 +94,15 @@ def advice(report: WindowReport) -> list[str]:
             "A quarantine is proposed: the model's answers are likely worse. It needs a person's "
             "sign-off; nothing is taken out of service by itself."
         )
+    if verdict.besides and not verdict.moved:
+        steps.append(
+            "Look at what is named above. The columns look as before: either what they mean has "
+            "changed, or it was never learned."
+        )
     # An answer moves because an input did, if one did.
     inputs = [one.name for one in verdict.worst[:3] if one.role == "feature"]
-    for name in inputs[:1] or [one.name for one in verdict.worst[:1]]:
+    named = inputs[:1] or [one.name for one in verdict.worst[:1]]
+    for name in named if verdict.moved else []:
         steps.append(
             f"Ask whoever provides {name!r} what changed between the two histograms, before and "
             "after: a fault is repaired there, and a real change stays."
@@ -192,7 +198,9 @@ def _what(report: WindowReport) -> list[str]:
             f"{kind.get(one.role, 'The input')} {one.name!r}: {_share(grown.window)} of its values "
             f"are {_bin(grown.name)}, and {_share(grown.reference)} were (PSI {one.psi:.2g})."
         )
-    return sentences or ["No single column moved much; together they did."]
+    if verdict.moved and not sentences:
+        sentences.append("No single column moved much; together they did.")
+    return sentences + [f"{one[0].upper()}{one[1:]}." for one in verdict.besides]
 
 
 def _when(report: WindowReport, history: History) -> list[str]:
@@ -247,6 +255,11 @@ def _how_bad(report: WindowReport, profile: DriftProfile) -> list[str]:
             f"On {performance.labelled:,} labels the accuracy is "
             f"{100 * performance.accuracy:.3g} %{before}."
         )
+    if performance.error_esr is not None:
+        sentences.append(
+            f"eSR of the errors that labels show is {_big(performance.error_esr)} (warn at "
+            f"{rules.warn_esr:g}, alert at {rules.alert_esr:g})."
+        )
     sentences += [f"Reason for a quarantine: {one}." for one in verdict.quarantine]
     return sentences or ["Not known yet."]
 
@@ -289,8 +302,8 @@ def _findings(report: WindowReport) -> Iterator[str]:
     if not report.findings:
         return
     yield (
-        "<h2>What other detectors say</h2><p class=small>Asked when a window warns or alerts, "
-        "about a sample of its rows.</p><table><tr><th>Detector</th><th>Verdict</th>"
+        "<h2>What other detectors say</h2><p class=small>Asked when a window warns or alerts, and "
+        "by schedule, about a sample of its rows.</p><table><tr><th>Detector</th><th>Verdict</th>"
         "<th class=n>p-value</th><th>Notes</th></tr>"
     )
     for one in report.findings:

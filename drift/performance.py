@@ -9,7 +9,7 @@ errors of the reference, the bounds of fairness. What a section does not name is
 - *Labels* that came since the window before are one batch for the error rate, whichever windows
   their predictions were in.
 - *Fairness* is counted until there are rows enough for its bounds (2,000), judged, and counted
-  anew. In between the last judgement holds.
+  anew. In between the last judgement holds. A bound that breaks in two judgements in a row lasts.
 
 Example::
 
@@ -95,6 +95,7 @@ class PerformanceWatch:
         self._joined_groups: Groups = {}
         self._fairness: dict[str, float] = {}
         self._broken: dict[str, list[str]] = {}
+        self._lasting: set[str] = set()
         self.changed = False
         """Whether labels came that no report has told of."""
 
@@ -203,6 +204,8 @@ class PerformanceWatch:
         facts = Facts(
             accuracy_fall_sd=fall,
             fairness_broken=tuple(text for one in self._broken.values() for text in one),
+            fairness_lasts=bool(self._lasting),
+            error_esr=errors,
             errors_rose=rose,
         )
         classes = self.section is not None and not self.section.errors.edges
@@ -261,13 +264,19 @@ class PerformanceWatch:
                     if not math.isnan(measure.value):
                         self._fairness[f"{measure.name}/{name}"] = measure.value
                 kind = f"{name}/{'labels' if of_labels else 'rows'}"
-                self._broken[kind] = [
-                    f"{name}: {one.sentence}" for one in told if one.broken or one.worse
-                ]
+                before = self._broken.get(kind)
+                now = [f"{name}: {one.sentence}" for one in told if one.broken or one.worse]
+                self._broken[kind] = now
+                if before and now:
+                    self._lasting.add(kind)
+                else:
+                    self._lasting.discard(kind)
 
     def acknowledge(self) -> None:
-        """Somebody has seen the alarm: the statistic of errors begins anew."""
+        """Somebody has seen the alarm: errors and broken bounds begin anew."""
         self._rate = self._rate.reset()
+        self._broken.clear()
+        self._lasting.clear()
 
     def to_dict(self) -> dict[str, Any]:
         """The whole state, for JSON."""
@@ -279,6 +288,7 @@ class PerformanceWatch:
             "joined_groups": {n: counts_to_dict(one) for n, one in self._joined_groups.items()},
             "fairness": {name: repr(value) for name, value in self._fairness.items()},
             "broken": self._broken,
+            "lasting": sorted(self._lasting),
             "labels": None if self.labels is None else self.labels.to_dict(),
         }
 
@@ -301,6 +311,7 @@ class PerformanceWatch:
                 groups.update({n: counts_from_dict(one) for n, one in document[name].items()})
             self._fairness = {name: float(text) for name, text in document["fairness"].items()}
             self._broken = {name: list(texts) for name, texts in document["broken"].items()}
+            self._lasting = set(document["lasting"])
             if self.labels is not None and document["labels"] is not None:
                 assert self.section is not None
                 self.labels = Labels.from_dict(

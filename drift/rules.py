@@ -1,13 +1,16 @@
-"""The rules of one model: when a window warns or alerts, and what the gate asks for.
+"""The rules of one model: when a window warns or alerts. What a promotion demands is the policy's.
 
 They stand in the profile, are signed with it, and have these defaults:
 
-- *warn*: eSR ≥ 100, or a column is missing or new;
+- *warn*: eSR ≥ 100, of the columns or of the errors that labels show; a column is missing or new; a
+  fairness bound broke; a critical data-quality check failed (``drift.quality``); a detector that
+  looked by schedule found something, or could not look;
 - *alert*: eSR ≥ 1000 and PSI ≥ max(0.05, 1.25 × the largest PSI among the profile's own windows),
-  in ``consecutive`` windows after each other;
-- *quarantine* is proposed on an alert together with one of: the estimated accuracy fell by 3
-  standard deviations, a fairness bound broke, a critical data-quality check failed, labels show
-  more errors than the reference had. It always needs a person's sign-off; there is no setting.
+  in ``consecutive`` windows after each other; or eSR of the errors ≥ 1000; or a fairness bound that
+  broke twice in a row;
+- *quarantine* is proposed when the columns alert together with one of: the estimated accuracy fell
+  by 3 standard deviations, a fairness bound broke, a critical data-quality check failed; and when
+  labels alert. It always needs a person's sign-off; there is no setting.
 
 Example::
 
@@ -27,7 +30,6 @@ __all__ = ["Rules"]
 
 _NEEDS = ("both", "esr", "psi", "either")
 _SCOPES = ("all", "column")
-_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Rules:
 
     Attributes:
         warn_esr: Mean R from which a window warns.
-        alert_esr: Mean R that an alert needs; also the windows to a false alarm, at least.
+        alert_esr: Mean R that an alert needs; also the windows to a false alarm, at least. Errors
+            have a statistic of their own, with the same limits.
         alert_psi: Least PSI that an alert needs.
         psi_margin: How many times the largest calibrated PSI an alert needs.
         psi_scope: Whose calibrated PSI: the largest of ``all`` columns, or the ``column``'s own
@@ -44,11 +47,9 @@ class Rules:
         alert_needs: ``both`` of eSR and PSI, ``either``, or one of them alone.
         consecutive: Windows after each other that must meet the alert's conditions; before, warn.
         min_rows: Rows that are judged; smaller windows wait and are judged together with the next.
-        fairness_min_rows: Rows below which fairness is not judged.
         quarantine_accuracy_sd: Fall of the estimated accuracy, in standard deviations.
-        gate_report_age_ms: The gate refuses a promotion on a report older than this.
-        gate_windows: Judged windows that the gate wants behind a report.
-        gate_allows_open_alert: Whether an alert that nobody acknowledged lets a promotion pass.
+        quality_share: The check of a column fails from this share of its values on, beyond that of
+            the reference, that is missing, no number, of an unknown category or out of range.
     """
 
     warn_esr: float = 100.0
@@ -59,21 +60,19 @@ class Rules:
     alert_needs: Literal["both", "esr", "psi", "either"] = "both"
     consecutive: int = 1
     min_rows: int = 200
-    fairness_min_rows: int = 2000
     quarantine_accuracy_sd: float = 3.0
-    gate_report_age_ms: int = _DAY_MS
-    gate_windows: int = 1
-    gate_allows_open_alert: bool = False
+    quality_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("warn_esr", "alert_esr", "alert_psi", "psi_margin", "quarantine_accuracy_sd"):
+        for name in (
+            "warn_esr", "alert_esr", "alert_psi", "psi_margin", "quarantine_accuracy_sd",
+            "quality_share",
+        ):  # fmt: skip
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise _mistake(name, value, "a number above 0")
             object.__setattr__(self, name, float(value))
-        for name in (
-            "consecutive", "min_rows", "fairness_min_rows", "gate_report_age_ms", "gate_windows",
-        ):  # fmt: skip
+        for name in ("consecutive", "min_rows"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise _mistake(name, value, "a whole number of at least 1")
@@ -86,6 +85,8 @@ class Rules:
         # The statistic is cut there: a threshold above it would never be reached.
         if self.alert_esr > 1e6:
             raise _mistake("alert_esr", self.alert_esr, "at most 1000000")
+        if self.quality_share > 1:
+            raise _mistake("quality_share", self.quality_share, "a share, at most 1")
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -104,9 +105,7 @@ class Rules:
         """
         values: dict[str, Any] = {}
         for field in fields(cls):
-            if isinstance(field.default, bool):
-                values[field.name] = document.flag(field.name, field.default)
-            elif isinstance(field.default, float):
+            if isinstance(field.default, float):
                 values[field.name] = document.number(field.name, field.default)
             elif isinstance(field.default, int):
                 values[field.name] = document.integer(field.name, field.default)

@@ -5,9 +5,10 @@ the rows of windows too small to judge: these wait, and are judged together with
 window is judged as nothing, and said to be so. A window whose index was judged already is refused,
 so a window that a restarted monitor sees twice counts once.
 
-Facts that others find come along with a window (``Facts``). On an alert they propose a quarantine,
-which needs a person's sign-off. What is not known does not propose it; what is known and is no
-number does.
+Facts that others find come along with a window (``Facts``). What labels prove against the model,
+and bounds of fairness that break twice in a row, alert by themselves; an estimate of accuracy never
+does. On an alert facts propose a quarantine, which needs a person's sign-off. What is not known
+does not propose it; what is known and is no number does.
 
 Example::
 
@@ -32,6 +33,8 @@ from drift.cutter import Tally, Window
 from drift.documents import Fields, number_text
 from drift.profile import DriftProfile
 from drift.psi import Psi
+from drift.quality import Quality
+from drift.rules import Rules
 from drift.sequential import ShiryaevRoberts
 from drift.window import WindowCounts
 from governance.canonical import canonical_json
@@ -44,6 +47,7 @@ FORMAT = "chancery.drift-judge/v1"
 _WORST = 5
 _GROWN = 3
 _NAMED = 5
+_RULES = Rules()
 
 
 class Level(StrEnum):
@@ -60,14 +64,17 @@ class Facts:
 
     Attributes:
         accuracy_fall_sd: By how many standard deviations the estimated accuracy fell; None unknown.
-        fairness_broken: Bounds of fairness that broke, in words.
-        quality_failed: Critical data-quality checks that failed, in words.
-        errors_rose: What labels say against the model, in words.
+        fairness_broken: Bounds of fairness that broke when they were judged last, in words.
+        fairness_lasts: Whether one of them had broken the time before, too: a single one may be
+            chance, at the bounds' confidence.
+        error_esr: Of the errors that labels show; None unknown.
+        errors_rose: What labels prove against the model, in words.
     """
 
     accuracy_fall_sd: float | None = None
     fairness_broken: tuple[str, ...] = ()
-    quality_failed: tuple[str, ...] = ()
+    fairness_lasts: bool = False
+    error_esr: float | None = None
     errors_rose: tuple[str, ...] = ()
 
 
@@ -138,6 +145,11 @@ class Verdict:
         worst: Columns, the one that moved most first; components after those that moved themselves.
         reasons: Sentences for people.
         quarantine: Why a quarantine is proposed, for a person to sign off; empty: it is not.
+        besides: Those of the reasons that are not of the counts: labels, fairness, data quality,
+            detectors.
+        warn_esr: From where on eSR warned.
+        alert_esr: What eSR had to reach for an alert.
+        alert_needs: Which of eSR and PSI an alert needed.
     """
 
     index: int
@@ -153,6 +165,15 @@ class Verdict:
     worst: tuple[ColumnMoved, ...]
     reasons: tuple[str, ...]
     quarantine: tuple[str, ...] = ()
+    besides: tuple[str, ...] = ()
+    warn_esr: float = _RULES.warn_esr
+    alert_esr: float = _RULES.alert_esr
+    alert_needs: str = _RULES.alert_needs
+
+    @property
+    def moved(self) -> bool:
+        """Whether the counts, of one column or of all together, are not what they were."""
+        return self.esr >= self.warn_esr or self.psi >= self.psi_threshold
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers that are not whole as texts."""
@@ -170,6 +191,10 @@ class Verdict:
             "worst": [column.to_dict() for column in self.worst],
             "reasons": list(self.reasons),
             "quarantine": list(self.quarantine),
+            "besides": list(self.besides),
+            "warn_esr": number_text(self.warn_esr),
+            "alert_esr": number_text(self.alert_esr),
+            "alert_needs": self.alert_needs,
         }
 
 
@@ -181,9 +206,13 @@ class Judge:
         self._rules = profile.rules
         self._statistic = ShiryaevRoberts(profile.probabilities, profile.layout.starts)
         self._psi = Psi(profile.probabilities, profile.layout.starts)
+        self._quality = Quality(profile)
         self._thresholds = self._psi_thresholds()
         self._shares = np.concatenate([column.shares for column in profile.columns])
         self._is_component = np.array([one.role == "component" for one in profile.columns], int)
+        self._limits: dict[str, Any] = {
+            name: getattr(self._rules, name) for name in ("warn_esr", "alert_esr", "alert_needs")
+        }
         self._streak = 0
         self._last: int | None = None
         self._none = self._waiting = WindowCounts.empty(profile)
@@ -258,6 +287,7 @@ class Judge:
             streak=self._streak,
             worst=(),
             reasons=(why, *_left_out(window.tally)),
+            **self._limits,
         )
 
     def _judged(
@@ -279,7 +309,7 @@ class Judge:
             "psi": large,
         }[rules.alert_needs]
         self._streak = self._streak + 1 if met else 0
-        alert = self._streak >= rules.consecutive
+        drifted = self._streak >= rules.consecutive
         reasons = []
         if esr >= rules.warn_esr:
             reasons.append(
@@ -291,12 +321,17 @@ class Judge:
             name = self._profile.columns[order[0]].name
             needed = self._thresholds[order[0]]
             reasons.append(f"PSI of {name!r} is {sizes[order[0]]:.3g} (alert at {needed:.3g})")
-        reasons += _schema_reasons(counts)
-        if met and not alert:
+        schema = _schema_reasons(counts)
+        reasons += schema
+        if met and not drifted:
             reasons.append(
                 f"window {self._streak} of {rules.consecutive} in a row that meets the alert's rule"
             )
-        warn = met or esr >= rules.warn_esr or bool(_schema_reasons(counts))
+        faults = self._quality.failed(counts)
+        besides = (*self._told(facts), *(f"data quality: {what}" for what in faults))
+        proven = bool(facts.errors_rose)
+        alert = drifted or proven or facts.fairness_lasts
+        warn = met or esr >= rules.warn_esr or bool(schema or besides)
         level = Level.ALERT if alert else Level.WARN if warn else Level.OK
         return Verdict(
             index=window.index,
@@ -310,11 +345,26 @@ class Judge:
             psi_threshold=threshold,
             streak=self._streak,
             worst=self._worst(order, counts, log_e, sizes),
-            reasons=(*reasons, *_left_out(window.tally)),
-            quarantine=self._quarantine(facts, counts.rows) if alert else (),
+            reasons=(*reasons, *besides, *_left_out(window.tally)),
+            quarantine=self._quarantine(facts, faults) if drifted or proven else (),
+            besides=besides,
+            **self._limits,
         )
 
-    def _quarantine(self, facts: Facts, rows: int) -> tuple[str, ...]:
+    def _told(self, facts: Facts) -> tuple[str, ...]:
+        """What others found that counts by itself."""
+        rules, errors = self._rules, facts.errors_rose
+        if not errors and facts.error_esr is not None and facts.error_esr >= rules.warn_esr:
+            errors = (
+                f"eSR of errors is {facts.error_esr:.3g} (warn at {rules.warn_esr:g}, alert at "
+                f"{rules.alert_esr:g})",
+            )
+        return (
+            *(f"labels: {what}" for what in errors),
+            *(f"fairness: {what}" for what in facts.fairness_broken),
+        )
+
+    def _quarantine(self, facts: Facts, faults: Sequence[str]) -> tuple[str, ...]:
         rules, reasons = self._rules, []
         fall = facts.accuracy_fall_sd
         if fall is not None and (not math.isfinite(fall) or fall >= rules.quarantine_accuracy_sd):
@@ -322,10 +372,9 @@ class Judge:
                 f"estimated accuracy fell by {fall:.2g} standard deviations "
                 f"(at most {rules.quarantine_accuracy_sd:g})"
             )
-        if rows >= rules.fairness_min_rows:
-            reasons += [f"fairness: {what}" for what in facts.fairness_broken]
+        reasons += [f"fairness: {what}" for what in facts.fairness_broken]
         reasons += [f"labels: {what}" for what in facts.errors_rose]
-        return (*reasons, *(f"data quality: {what}" for what in facts.quality_failed))
+        return (*reasons, *(f"data quality: {what}" for what in faults))
 
     def _order(self, sizes: NDArray[np.float64], log_e: NDArray[np.float64]) -> list[int]:
         """The worst columns: by PSI against the column's threshold; alike ones by the evidence.

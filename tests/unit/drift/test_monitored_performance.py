@@ -65,7 +65,7 @@ def profile_of() -> DriftProfile:
         model="fraud",
         window=500,
         kinds={"said": "category"},
-        rules=Rules(min_rows=100, fairness_min_rows=100),
+        rules=Rules(min_rows=100),
         performance=performance.to_dict(),
         fairness=fit_fairness(features, rows.said.tolist(), rows.true, [bounds]).to_dict(),
     )
@@ -125,6 +125,11 @@ def test_labels_are_joined_by_request_and_errors_alarm(tmp_path: Path) -> None:
     assert performance[1].accuracy > 0.8 > performance[-1].accuracy + 0.1
     assert performance[-1].error_esr is not None
     assert performance[-1].error_esr > 1000
+    first, *_, last = [report.verdict for report in world.notes.reports]
+    assert (first.level, first.besides) == (Level.OK, ())
+    assert last.level is Level.ALERT
+    assert not last.moved, "the columns look as before; only what they mean has changed"
+    assert last.quarantine[0].startswith("labels: ")
     assert monitor._watch.labels is not None
     assert monitor._watch.labels.counts["unknown"] == 8
     assert sorted(p.name for p in (tmp_path / "labels" / "read").iterdir()) == [
@@ -163,6 +168,8 @@ def test_a_group_that_is_selected_less_is_told(tmp_path: Path) -> None:
     assert dict(last.performance.fairness)["selection/sex"] == 0.0
     assert last.verdict.level is Level.ALERT
     assert any(text.startswith("fairness: sex: selection") for text in last.verdict.quarantine)
+    broken = [r for r in world.notes.reports if any("fairness" in t for t in r.verdict.besides)]
+    assert len(broken) >= 2
 
 
 def test_sections_go_there_and_back() -> None:

@@ -255,7 +255,7 @@ def test_floats_in_a_foreign_section_are_refused_when_written() -> None:
     [
         {"warn_esr": 0}, {"alert_esr": 50}, {"alert_esr": 1e9}, {"alert_psi": float("nan")},
         {"psi_margin": -1}, {"consecutive": 0}, {"min_rows": 1.5}, {"alert_needs": "any"},
-        {"psi_scope": "row"}, {"gate_report_age_ms": 0},
+        {"psi_scope": "row"}, {"quality_share": 1.5},
     ],
 )  # fmt: skip
 def test_rules_that_cannot_be_meant_are_refused(rule: dict[str, Any]) -> None:

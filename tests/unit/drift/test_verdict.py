@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from drift.cutter import Tally, Window
+from drift.fitting import fit_profile
 from drift.profile import DriftProfile
 from drift.rules import Rules
 from drift.verdict import Facts, Judge, Level, Verdict
@@ -189,20 +190,71 @@ def test_a_restless_column_blinds_the_others_unless_the_rule_looks_at_each() -> 
         (Facts(accuracy_fall_sd=2.9), 0),
         (Facts(accuracy_fall_sd=3.0), 1),
         (Facts(accuracy_fall_sd=float("nan")), 1),
-        (Facts(quality_failed=("age below 0",)), 1),
-        (Facts(accuracy_fall_sd=4.0, quality_failed=("age below 0",)), 2),
+        (Facts(fairness_broken=("gap of 0.2 between towns",)), 1),
+        (Facts(accuracy_fall_sd=4.0, errors_rose=("a third is wrong",)), 2),
     ],
 )
 def test_an_alert_with_another_fact_proposes_a_quarantine(facts: Facts, reasons: int) -> None:
     assert len(Judge(PROFILE).step(_window(0, _shifted(1)), facts).quarantine) == reasons
-    assert Judge(PROFILE).step(_window(0, live_rows(500)), facts).quarantine == ()
 
 
-def test_fairness_counts_only_with_rows_enough() -> None:
-    facts = Facts(fairness_broken=("gap of 0.2 between towns",))
-    assert Judge(PROFILE).step(_window(0, _shifted(1)), facts).quarantine == ()
-    (reason,) = Judge(PROFILE).step(_window(0, _shifted(1, size=2000)), facts).quarantine
-    assert reason == "fairness: gap of 0.2 between towns"
+@pytest.mark.parametrize(
+    ("facts", "level", "proposed"),
+    [
+        (Facts(accuracy_fall_sd=9.0), Level.OK, 0),
+        (Facts(fairness_broken=("a gap",)), Level.WARN, 0),
+        (Facts(fairness_broken=("a gap",), fairness_lasts=True), Level.ALERT, 0),
+        (Facts(error_esr=99.0), Level.OK, 0),
+        (Facts(error_esr=101.0), Level.WARN, 0),
+        (Facts(error_esr=2e3, errors_rose=("a third is wrong",)), Level.ALERT, 1),
+        (Facts(0.0, ("a gap",), error_esr=2e3, errors_rose=("wrong",)), Level.ALERT, 2),
+    ],
+)
+def test_what_others_find_counts_while_the_columns_are_calm(
+    facts: Facts, level: Level, proposed: int
+) -> None:
+    """An estimate alone decides nothing (AC-5); labels and bounds that stay broken do."""
+    verdict = Judge(PROFILE).step(_window(0, live_rows(500)), facts)
+    assert (verdict.level, len(verdict.quarantine)) == (level, proposed)
+    assert not verdict.moved
+    assert bool(verdict.besides) == (level is not Level.OK)
+    assert set(verdict.besides) <= set(verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("amount", np.full(500, np.nan), "1 missing"),
+        ("amount", np.full(500, "12,50", dtype=object), "1 unparsable"),
+        ("amount", np.full(500, 1e9), "1 above"),
+        ("town", np.full(500, "Atlantis", dtype=object), "1 unseen"),
+        ("score", np.full(500, np.nan), "1 missing"),
+    ],
+)
+def test_a_column_that_is_mostly_faulty_proposes_a_quarantine(
+    column: str, values: Any, told: str
+) -> None:
+    rows = live_rows(500)
+    rows[column] = values
+    verdict = Judge(PROFILE).step(_window(0, rows))
+    (reason,) = verdict.quarantine
+    assert reason.startswith(f"data quality: of column '{column}' a share of 1 is faulty (")
+    assert told in reason
+    assert reason in verdict.reasons
+
+
+def test_faults_count_beyond_those_of_the_reference() -> None:
+    rng = np.random.default_rng(3)
+    features = {f"x{i}": np.where(rng.random(20_000) < 0.3, np.nan, 1.0) for i in range(7)}
+    profile = fit_profile(features, model="fraud", window=500, rules=Rules(quality_share=0.6))
+    judge = Judge(profile)
+    almost = {name: np.where(np.arange(500) < 445, np.nan, 1.0) for name in features}
+    assert not judge.step(_window(0, almost, profile)).besides
+    most = {name: np.where(np.arange(500) < 455, np.nan, 1.0) for name in features}
+    verdict = judge.step(_window(1, most, profile))
+    assert len(verdict.besides) == 6
+    assert verdict.besides[-1] == "data quality: and 2 columns more"
+    assert "0.91 missing" in verdict.besides[0]
 
 
 def test_acknowledging_starts_anew() -> None:
