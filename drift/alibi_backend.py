@@ -12,7 +12,8 @@ scikit-learn model), MMDDriftOnline and LSDDDriftOnline. What Alibi Detect leave
   ``expected_run`` rows without drift, and have no p-value: the statistic is the largest ratio of
   test statistic to threshold, and 1 the threshold.
 
-The licence is another matter: choose by ``drift.catalogue``, which asks ``drift.licence``.
+Choose by ``drift.catalogue``, where the native backend stands in if the licence asks for it
+(``drift.licence``); used directly, its process does not start then.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 
+from drift.licence import require
 from drift.sample import Floats
 from drift.wire import Deadline, receive, send
 from governance.errors import ConfigurationError, GovernanceError
@@ -92,7 +93,7 @@ class AlibiProcess:
         """Start it unless it runs.
 
         Raises:
-            ConfigurationError: Alibi Detect is not installed there.
+            ConfigurationError: Alibi Detect is not installed there, or its licence forbids it.
             AlibiError: it cannot be imported, or not in time.
         """
         with self._lock:
@@ -145,6 +146,7 @@ class AlibiProcess:
     def _started(self) -> socket.socket:
         if self._channel is not None:
             return self._channel
+        require(self._environ)
         ours, theirs = socket.socketpair()
         limits = self.limits
         arguments = [str(theirs.fileno()), str(limits.import_s)]

@@ -6,7 +6,8 @@ native backend stands in, and every finding says so, until somebody who holds a 
 
     CHANCERY_ALIBI_LICENCE=acknowledged
 
-Elsewhere the backend asked for is used. This is a reminder for the operator, no legal advice.
+Elsewhere the backend asked for is used. A process that would run Alibi Detect asks once more
+(``require``), whoever starts it. This is a reminder for the operator, no legal advice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from drift.detector import Backend
 from governance.errors import ConfigurationError
 from governance.settings import Settings
 
-__all__ = ["ALIBI_LICENCE", "Choice", "choose"]
+__all__ = ["ALIBI_LICENCE", "Choice", "choose", "require"]
 
 ALIBI_LICENCE = "CHANCERY_ALIBI_LICENCE"
 _ACKNOWLEDGED = "acknowledged"
@@ -58,3 +59,17 @@ def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> Choice:
             f"only with a licence of its own, and {ALIBI_LICENCE} does not say there is one",
         )
     return Choice(backend)
+
+
+def require(environ: Mapping[str, str] = os.environ) -> None:
+    """Raises where Alibi Detect may not run.
+
+    Raises:
+        ConfigurationError: production mode, and nobody said that there is a licence.
+    """
+    note = choose(Backend.ALIBI, environ).note
+    if note:
+        raise ConfigurationError(
+            f"Alibi Detect does not start in production: {note.removeprefix('native instead of ')}",
+            f"use backend: native, or set {ALIBI_LICENCE}={_ACKNOWLEDGED} if you hold a licence",
+        )

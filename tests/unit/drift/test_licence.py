@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drift.alibi_process import AlibiError, AlibiProcess
 from drift.catalogue import build
 from drift.detector import Backend
 from drift.examine import examine
@@ -64,6 +65,16 @@ def test_what_is_asked_for_must_be_there() -> None:
         build("lsdd")
     assert build("lsdd", "alibi", environ={}).backend is Backend.ALIBI
     assert build("default", "alibi", environ={}).backend is Backend.NATIVE
+
+
+def test_used_directly_it_does_not_start_in_production_either() -> None:
+    process = AlibiProcess(environ={"CHANCERY_MODE": "production"}, interpreter="/no/such/python")
+    with pytest.raises(ConfigurationError, match="does not start in production") as refused:
+        process.start()
+    assert f"{ALIBI_LICENCE}=acknowledged" in refused.value.remedy
+    holds = {"CHANCERY_MODE": "production", ALIBI_LICENCE: "acknowledged"}
+    with pytest.raises(AlibiError, match="FileNotFoundError"):  # so far it comes with a licence
+        AlibiProcess(environ=holds, interpreter="/no/such/python").start()
 
 
 def test_a_monitor_in_production_says_in_its_reports_that_native_stood_in(
