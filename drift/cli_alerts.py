@@ -78,6 +78,11 @@ def _number(value: Any) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
+def _against(value: float | None, limit: float | None) -> str:
+    """A number, and what an alert needs."""
+    return _number(value) if limit is None else f"{_number(value)} (alert at {_number(limit)})"
+
+
 @click.command()
 @click.argument("model")
 @uri_option
@@ -95,11 +100,12 @@ def status(model: str, uri: str, as_json: bool) -> None:
         table = Table("version", "route", "level", "window", "up to", "eSR", "PSI",
                       "est. accuracy", "signed by")  # fmt: skip
         for one in found["watched"]:
-            metrics = one["metrics"]
+            metrics, limits = one["metrics"], one.get("thresholds", {})
             table.add_row(
                 str(one["version"]), one["deployment"] or "(batch)", one["level"],
                 str(one["window"]), time_text(one["toMs"] or one["madeMs"]),
-                _number(metrics["esr"]), _number(metrics["psi"]),
+                _against(metrics["esr"], limits.get("alertEsr")),
+                _against(metrics["psi"], limits.get("psi")),
                 _number(metrics["estimatedAccuracy"]), one["signedBy"] or "nobody",
             )  # fmt: skip
         console.print(table)

@@ -61,6 +61,10 @@ class DriftReport:
         reference_accuracy: What it is compared with.
         accuracy: On labels.
         labelled: Rows with one.
+        error_esr: Of the errors that labels show.
+        fairness: Gap or ratio by attribute → its value.
+        thresholds: ``warnEsr``, ``alertEsr`` and ``psi``, which an alert needed; and which of both
+            (``needs``).
         made_ms: When it was made.
         digest: SHA-256 (hex) of the document.
     """
@@ -86,6 +90,9 @@ class DriftReport:
     reference_accuracy: float | None
     accuracy: float | None
     labelled: int
+    error_esr: float | None
+    fairness: Mapping[str, float | None]
+    thresholds: Mapping[str, float | str | None]
     made_ms: int
     digest: str
 
@@ -139,6 +146,14 @@ class DriftReport:
             reference_accuracy=performance.number("reference_accuracy"),
             accuracy=performance.number("accuracy"),
             labelled=performance.whole("labelled", most=2**53 - 1),
+            error_esr=performance.number("error_esr"),
+            fairness=performance.numbers("fairness"),
+            thresholds={
+                "warnEsr": verdict.number("warn_esr"),
+                "alertEsr": verdict.number("alert_esr"),
+                "psi": verdict.number("psi_threshold"),
+                "needs": cleaned(verdict.text("alert_needs", default=""), 32),
+            },
             made_ms=top.whole("madeMs", least=1, most=_LATEST_MS),
             digest=sha256_hex(document),
         )
@@ -182,7 +197,10 @@ class DriftReport:
                 "referenceAccuracy": self.reference_accuracy,
                 "accuracy": self.accuracy,
                 "labelled": self.labelled,
+                "errorEsr": self.error_esr,
+                "fairness": dict(self.fairness),
             },
+            "thresholds": dict(self.thresholds),
         }
 
 
@@ -235,7 +253,18 @@ class _Part:
 
     def number(self, key: str) -> float | None:
         """A number written as text; None: null, missing or not finite."""
-        value = self._value.get(key)
+        return self._number(key, self._value.get(key))
+
+    def numbers(self, key: str) -> dict[str, float | None]:
+        """Pairs of a name and such a number; a few."""
+        pairs = self._value.get(key, [])
+        if not isinstance(pairs, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
+        ):
+            raise self._fault(key, "a list of names with their numbers")
+        return {cleaned(name, 256): self._number(key, value) for name, value in pairs[: _MOST * 10]}
+
+    def _number(self, key: str, value: Any) -> float | None:
         if value is None:
             return None
         if type(value) is int:

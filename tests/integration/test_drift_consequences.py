@@ -194,6 +194,9 @@ def test_the_status_tells_of_the_last_window_that_was_judged(world: World) -> No
     assert status["status"] == "ok"
     assert status["watched"][0]["window"] == 41
     assert status["watched"][0]["metrics"]["estimatedAccuracy"] == 0.93
+    assert status["watched"][0]["thresholds"] == {
+        "warnEsr": 100.0, "alertEsr": 1000.0, "psi": 0.05, "needs": "both",
+    }  # fmt: skip
     assert status["watched"][0]["signedBy"]
     world.alert()
     assert world.store.status("fraud")["status"] == "alert"

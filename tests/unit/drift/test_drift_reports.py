@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +50,28 @@ def test_what_drift_writes_is_read_whole() -> None:
     seen = found.to_sighting()
     assert (seen.first_ms, seen.at_ms) == (BAD.verdict.first_ms, BAD.verdict.last_ms)
     json.dumps(found.summary(), allow_nan=False)
+
+
+def test_the_status_has_metrics_and_what_an_alert_needed() -> None:
+    told = replace(
+        BAD,
+        verdict=replace(BAD.verdict, alert_esr=500.0, alert_needs="either"),
+        performance=replace(
+            BAD.performance, error_esr=math.inf, fairness=(("selection/sex", 0.7),)
+        ),
+    )
+    found = DriftReport.parse(told.to_json()).summary()
+    assert found["thresholds"] == {
+        "warnEsr": 100.0, "alertEsr": 500.0, "psi": 0.05, "needs": "either",
+    }  # fmt: skip
+    assert (found["metrics"]["errorEsr"], found["metrics"]["fairness"]) == (
+        None, {"selection/sex": 0.7},
+    )  # fmt: skip
+    earlier = json.loads(told.to_json())
+    for name in ("warn_esr", "alert_esr", "alert_needs", "besides"):
+        del earlier["verdict"][name]
+    found = DriftReport.parse(canonical_json(earlier)).summary()
+    assert found["thresholds"] == {"warnEsr": None, "alertEsr": None, "psi": 0.05, "needs": ""}
 
 
 @pytest.mark.parametrize("level", list(Level))
@@ -97,6 +121,10 @@ def test_keys_that_others_read_are_left_to_them() -> None:
         ("slices.0.text", None),
         ("slices.0.predicate", "age"),
         ("performance.labelled", -1),
+        ("performance.fairness", {"sex": "0.5"}),
+        ("performance.fairness", [["sex"]]),
+        ("performance.fairness", [["sex", "much"]]),
+        ("verdict.alert_needs", 3),
         ("performance.estimated_accuracy", "9" * 41),
         ("madeMs", 0),
         ("madeMs", 10**15),
