@@ -11,7 +11,10 @@ import pytest
 
 from drift.checks import Checked, check, not_checked
 from drift.detector import Backend, Finding, Verdict
+from drift.history import History
+from drift.page import summary
 from drift.sample import Sample
+from drift.verdict import Level
 from drift.workers import Workers
 from tests.unit.drift.monitor_world import (
     PROFILE,
@@ -80,6 +83,48 @@ def test_a_detector_that_raises_is_trouble(tmp_path: Path) -> None:
     finding = world.notes.reports[0].findings[0]
     assert "RuntimeError: at last" in finding.trouble
     assert world.notes.reports[0].slices  # the slices are found all the same
+
+
+class Sure:
+    """A detector that finds drift where the counts show none."""
+
+    name, backend, threshold = "sure", Backend.NATIVE, 0.05
+
+    def find(self, reference: Sample, window: Sample, rng: np.random.Generator) -> Finding:
+        return Finding("sure", Backend.NATIVE, Verdict.DRIFT, 0.9, 1e-12, 0.05)
+
+
+@pytest.mark.parametrize("alarm", ["raises", "finds drift"])
+def test_an_alarm_of_a_detector_on_calm_rows_is_no_silence(tmp_path: Path, alarm: str) -> None:
+    """It warns, with the reason; a p-value alone does not alert."""
+    world, event = World(tmp_path), Event()
+    event.set()
+    found = world.monitor(reference=reference_sample(), check_every_ms=1, check_again_ms=10**9)
+    found._detectors = [Hangs(event) if alarm == "raises" else Sure()]
+    for i in range(2):
+        world.blocks.write(block_of(i))
+    world.now += 1000
+    world.run(found)
+    (report,) = world.notes.reports
+    verdict = report.verdict
+    assert verdict.level is Level.WARN
+    assert not verdict.moved
+    (reason,) = verdict.besides
+    assert reason in verdict.reasons
+    assert {
+        "raises": "detector 'hangs' (native) could not look: it raised RuntimeError: at last",
+        "finds drift": "detector 'sure' (native) finds drift: p = 1e-12 (alarm below 0.05)",
+    }[alarm] == reason
+    assert found.status.level is Level.WARN
+    what = dict(summary(report, PROFILE, History()))["What"]
+    (told,) = [text for text in what if "etector" in text]
+    assert told.startswith(f"Detector '{'hangs' if alarm == 'raises' else 'sure'}'")
+    found._detectors = []
+    for i in range(2, 4):
+        world.blocks.write(block_of(i))
+    world.now += 1000
+    world.run(found)
+    assert found.status.level is Level.OK
 
 
 @pytest.mark.parametrize("full", [True, False])
