@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from drift import cli_alerts, cli_monitor
 from drift.checking import Asked, Check
+from drift.consequences import open_sink
 from drift.data_files import digest_of
 from drift.history import History, psi_thresholds
 from drift.model_profile import VersionProfile, load_profile
@@ -26,6 +28,7 @@ from drift.profile import DriftProfile
 from drift.report import WindowReport
 from drift.run_contents import experiment_of
 from drift.verdict import Level
+from governance.errors import ConfigurationError, RefusedError, UnsignedError, UntrustedKeyError
 from governance.terminal import (
     JsonGroup,
     answer_errors,
@@ -72,7 +75,7 @@ for _command in (*cli_monitor.COMMANDS, *cli_alerts.COMMANDS):
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here."
 )
-@click.option("--no-publish", is_flag=True, help="Write nothing to MLflow.")
+@click.option("--no-publish", is_flag=True, help="Nothing goes into MLflow or the registry.")
 @uri_option
 @json_option
 @answer_errors
@@ -88,7 +91,11 @@ def check(
     uri: str,
     as_json: bool,
 ) -> None:
-    """Compare scored rows with MODEL's profile, once. Exit code 4: an alert."""
+    """Compare scored rows with MODEL's profile, once. Exit code 4: an alert.
+
+    Reports go into MLflow and, signed, into the registry, where alerts follow and promotion gates
+    read them. Where you may not report there, that is said, and the check is made all the same.
+    """
     version = load_profile(model, uri=uri)
     sink = None
     if not no_publish:
@@ -105,13 +112,14 @@ def check(
         html.write_bytes(page(decisive, version.profile, history))
     if not as_json:
         _show(reports, decisive, version, history)
-    run_id = None
+    run_id, missed = None, ""
     if sink is not None:
         if not again:
             sink.mark_batch(version.subject, digest, first, done=False)
             for report in reports:
                 sink.publish(report)
-            sink.mark_batch(version.subject, digest, first, done=True)
+            missed = _recorded(uri, version.profile, reports)
+            sink.mark_batch(version.subject, digest, first, done=not missed)
             sink.close(decisive)
         run_id = sink.run_id(version.subject)
     level = decisive.verdict.level
@@ -124,11 +132,13 @@ def check(
                 "decisiveWindow": decisive.verdict.index,
                 "runId": run_id,
                 "published": sink is not None and not again,
+                "recorded": sink is not None and not missed,
+                "notRecorded": missed,
                 "reports": [report.to_dict() for report in reports],
             }
         )
     else:
-        _show_run(version, run_id, again=again)
+        _show_run(version, run_id, missed, again=again)
     sys.exit(ALERT if level is Level.ALERT else 0)
 
 
@@ -210,7 +220,22 @@ def _show(
             console.print(f"{question if not place else '':<11} {sentence}", markup=False)
 
 
-def _show_run(version: VersionProfile, run_id: str | None, *, again: bool) -> None:
+def _recorded(uri: str, profile: DriftProfile, reports: Sequence[WindowReport]) -> str:
+    """Hand the reports to the registry; why it did not take them, empty when it did.
+
+    Raises:
+        OSError, GovernanceError: it could not be asked.
+    """
+    try:
+        sink = open_sink(uri, profile)
+        for report in reports:
+            sink.publish(report)
+    except (ConfigurationError, RefusedError, UnsignedError, UntrustedKeyError) as error:
+        return f"{error.message}. Remedy: {error.remedy}"
+    return ""
+
+
+def _show_run(version: VersionProfile, run_id: str | None, missed: str, *, again: bool) -> None:
     if run_id is None:
         return
     experiment = experiment_of(version.subject.model)
@@ -219,6 +244,8 @@ def _show_run(version: VersionProfile, run_id: str | None, *, again: bool) -> No
         f"{'MLflow':<11} {done}: experiment {experiment}, run {run_id}; open drift.html there",
         markup=False,
     )
+    told = f"not recorded: {missed}" if missed else "recorded; `chancery drift alerts` shows alerts"
+    console.print(f"{'Registry':<11} {told}", markup=False)
 
 
 def _columns(found: DriftProfile) -> Table:
@@ -242,4 +269,4 @@ def _columns(found: DriftProfile) -> Table:
 
 def _escaped(text: str) -> str:
     """A name from data is no markup."""
-    return text.replace("[", r"\[")
+    return escape(text)

@@ -61,7 +61,10 @@ def _report(
         "A monitor must have reported on the version, by its own profile and signed, within "
         f"{needs.report_younger_than}"
     )
-    again = f"check it now with `chancery drift check {shlex.quote(candidate.uri)}`"
+    again = (
+        f"check rows that it scored, with `chancery drift check {shlex.quote(candidate.uri)} "
+        "--data PATH`"
+    )
     if counted:
         one = counted[0]
         told = f"{one.signed_by} did {_ago(evidence.as_of_ms - one.made_ms)}{_where(one)}"

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
@@ -244,4 +245,35 @@ def test_tags_say_nothing_to_the_gate(gate: Gate) -> None:
     assert not gate.found("report").met
     gate.see(Level.ALERT)
     client.set_model_version_tag("fraud", version, "drift.status", "ok")
+    assert not gate.found("alerts").met
+
+
+def test_checking_a_file_once_is_what_the_gate_asks_for(
+    gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the remedy of a missing report says; whoever may not report is told, and has the check."""
+
+    def checked(name: str, middle: float) -> tuple[int, dict[str, Any]]:
+        rows, path = np.random.default_rng(5).normal(middle, 9, 400), tmp_path / f"{name}.csv"
+        path.write_text("age\n" + "\n".join(map(str, rows)))
+        words = ["drift", "check", f"models:/fraud/{gate.version}", "--data", str(path), "--json"]
+        found = CliRunner().invoke(main, [*words, "--uri", gate.scenario.uri])
+        assert found.exit_code in (0, 4), found.output
+        return found.exit_code, json.loads(found.stdout)
+
+    assert "chancery drift check" in gate.found("report").remedy
+    stranger = tmp_path / "stranger.key"
+    create_key(stranger)
+    with monkeypatch.context() as patch:
+        patch.setenv("CHANCERY_MONITOR_KEY", f"file:{stranger}")
+        code, told = checked("calm", 40)
+    assert (code, told["published"], told["recorded"]) == (0, True, False)
+    assert "Remedy: " in told["notRecorded"]
+    assert not gate.found("report").met
+    code, told = checked("calm", 40)  # again, by somebody who may
+    assert (code, told["recorded"], told["notRecorded"]) == (0, True, "")
+    assert gate.found("report").met
+    assert gate.found("alerts").met
+    code, told = checked("moved", 60)
+    assert (code, told["recorded"]) == (4, True)
     assert not gate.found("alerts").met

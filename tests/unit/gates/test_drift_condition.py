@@ -52,7 +52,7 @@ def test_without_a_report_it_says_what_to_do() -> None:
     found = conditions()["drift:report"]
     assert not found.met
     assert found.found == "no monitor did"
-    assert "`chancery drift check models:/fraud/3`" in found.remedy
+    assert "`chancery drift check models:/fraud/3 --data" in found.remedy
     assert not next(iter(drift_conditions(CANDIDATE, Evidence(), DriftRequirement()))).met
 
 
