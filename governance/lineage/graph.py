@@ -64,6 +64,7 @@ class NodeKind(StrEnum):
     APPROVAL = "approval"
     ALIAS = "alias"
     ENVIRONMENT = "environment"
+    DRIFT_ALERT = "drift_alert"
     UNKNOWN = "unknown"
     """Only an edge names it."""
 
@@ -79,6 +80,7 @@ class Relation(StrEnum):
     REQUESTED_FOR = "requested_for"
     APPROVES = "approves"
     PROMOTED_BY = "promoted_by"
+    FOUND_IN = "found_in"
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,8 @@ def derive(event: Mapping[str, Any]) -> Graph:
             return _approved(event)
         case EventName.PROMOTION_GRANTED:
             return _granted(event)
+        case EventName.DRIFT_ALERTED:
+            return _drifted(event)
     return [], []
 
 
@@ -111,6 +113,7 @@ _NAMES = [
         EventName.PROMOTION_REQUESTED,
         EventName.PROMOTION_APPROVED,
         EventName.PROMOTION_GRANTED,
+        EventName.DRIFT_ALERTED,
     )
 ]
 
@@ -186,3 +189,16 @@ def _granted(event: Mapping[str, Any]) -> Graph:
         Node(version, NodeKind.MODEL_VERSION),
         Node(environment, NodeKind.ENVIRONMENT),
     ], [Edge(environment, Relation.PROMOTED_BY, version, event["id"])]
+
+
+def _drifted(event: Mapping[str, Any]) -> Graph:
+    """What was found when the alert opened, or got worse: why, and in which rows."""
+    data = event["data"]
+    alert = f"drift-alerts:/{data['alertId']}"
+    told = {name: data.get(name) for name in ("level", "deployment", "owner", "report")}
+    told["reason"] = next(iter(data.get("reasons", ())), "")
+    told["slice"] = next(iter(data.get("slices", ())), "")
+    return [
+        Node(alert, NodeKind.DRIFT_ALERT, told),
+        Node(event["subject"], NodeKind.MODEL_VERSION),
+    ], [Edge(alert, Relation.FOUND_IN, event["subject"], event["id"])]

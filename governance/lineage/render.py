@@ -41,6 +41,7 @@ KIND_LABELS: Mapping[NodeKind, str] = {
     NodeKind.APPROVAL: "approval",
     NodeKind.ALIAS: "alias",
     NodeKind.ENVIRONMENT: "environment",
+    NodeKind.DRIFT_ALERT: "alert about drift",
     NodeKind.UNKNOWN: "unknown",
 }
 FORWARD: Mapping[Relation, str] = {
@@ -52,6 +53,7 @@ FORWARD: Mapping[Relation, str] = {
     Relation.REQUESTED_FOR: "put forward in",
     Relation.APPROVES: "approved by",
     Relation.PROMOTED_BY: "promoted to",
+    Relation.FOUND_IN: "drifted in",
 }
 """From the earlier thing to the later."""
 
@@ -64,6 +66,7 @@ _BACKWARD: Mapping[Relation, str] = {
     Relation.REQUESTED_FOR: "puts forward",
     Relation.APPROVES: "approves",
     Relation.PROMOTED_BY: "was given",
+    Relation.FOUND_IN: "found in",
 }
 _STYLES: Mapping[NodeKind, str] = {
     NodeKind.DATASET: "green",
@@ -74,6 +77,7 @@ _STYLES: Mapping[NodeKind, str] = {
     NodeKind.APPROVAL: "cyan",
     NodeKind.ALIAS: "bold red",
     NodeKind.ENVIRONMENT: "bold red",
+    NodeKind.DRIFT_ALERT: "red",
 }
 _MAX_INDENT = 60
 

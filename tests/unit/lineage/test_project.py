@@ -21,6 +21,7 @@ from governance.database import (
 from governance.events import AuditEvent, EventName
 from governance.ledger.merkle import leaf_hash
 from governance.lineage import NodeKind, Relation, catch_up, walk
+from governance.lineage.render import as_tree
 
 
 @pytest.fixture
@@ -105,6 +106,36 @@ def test_every_step_is_derived_from_its_event(engine: Engine) -> None:
         ids = connection.execute(select(lineage_nodes.c.node_id)).scalars().all()
     assert nodes[0].attributes == {"rootDigest": "ab"}
     assert "models:/prompt/1" not in ids
+
+
+def test_an_alert_about_drift_hangs_on_its_version_as_it_was_last(engine: Engine) -> None:
+    data = {
+        "alertId": "a" * 32,
+        "level": "alert",
+        "deployment": "fraud",
+        "owner": "ann",
+        "report": "9f",
+        "reasons": ["PSI of 'age'", "more"],
+        "slices": ["age > 52"],
+    }
+    worse = {**data, "level": "quarantine", "change": "escalated"}
+    sequence(
+        engine,
+        *STORY,
+        (EventName.DRIFT_ALERTED, "models:/fraud/1", data),
+        (EventName.DRIFT_ALERTED, "models:/fraud/1", worse),
+    )
+    catch_up(engine)
+    with engine.connect() as connection:
+        down = walk(connection, "runs:/r1", "down", 50)
+        up = walk(connection, f"drift-alerts:/{'a' * 32}", "up", 50)
+    [alert] = [node for node in down.nodes if node.kind is NodeKind.DRIFT_ALERT]
+    assert alert.attributes == {
+        "level": "quarantine", "deployment": "fraud", "owner": "ann", "report": "9f",
+        "reason": "PSI of 'age'", "slice": "age > 52",
+    }  # fmt: skip
+    assert "datasets:/a#b/9f" in {node.id for node in up.nodes}, "back to what it was made from"
+    assert "found in" in str(as_tree(up))
 
 
 def test_a_promotion_by_copy_fills_the_environment_of_the_served_name(engine: Engine) -> None:
