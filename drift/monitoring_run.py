@@ -194,7 +194,7 @@ class MlflowSink:
             OSError, GovernanceError: as ``publish``; call it again.
         """
         for key, known in list(self._runs.items()):
-            if known.stale or known.judged is not None:
+            if known.active or known.stale or known.judged is not None:
                 with self._asking(known.subject):
                     self._end(self._run(known.subject), about)
             self._runs.pop(key, None)

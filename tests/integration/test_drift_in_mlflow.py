@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -12,15 +13,20 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 import drift
-from drift.checking import Asked, Check
+from drift.batch import Batch, blocks_of_frame
+from drift.block_folder import BlockFolder
 from drift.model_profile import load_profile
+from drift.monitor import Monitor
+from drift.monitor_state import States
 from drift.monitoring_run import MlflowSink
 from drift.recording import RECORD_SPOOL
 from drift.served_recorder import open_recorder
+from drift.status import MonitorStatus
 from drift.training import log_profile
 from drift.verdict import Level
+from drift.watched import Watched
 from governance.cli import main
-from governance.errors import GovernanceError, SealedError
+from governance.errors import SealedError
 from governance.recording_port import RECORD_TO, ServedModel
 from tests.conftest import StartServer
 from tests.scenario import Scenario
@@ -86,19 +92,42 @@ def test_from_training_to_an_alert_through_a_server(
     assert recorder is not None
     recorder.close()
 
-    # A monitor whose server goes away asks again, and nothing is lost or there twice.
-    reports = list(
-        Check(version.served_by("prod")).reports(path, Asked(label="bad", first_index=7))
-    )
-    assert reports[0].verdict.level is Level.ALERT
-    sink = MlflowSink(server.uri, [version.profile])
-    sink.publish(reports[0])
+    # A monitor whose server goes away keeps its reports, also when it is killed meanwhile; nothing
+    # is lost or there twice.
+    served, folder = version.served_by("prod"), BlockFolder(tmp_path / "watched")
+    batch = Batch("nightly", model="fraud", version="1", deployment="prod",
+                  predictions=("score",), ignored=("bad",), block_rows=WINDOW)  # fmt: skip
+    blocks = list(blocks_of_frame(scored(rows(4 * WINDOW, 13, older=40), model), batch))
+    clock = iter(range(blocks[0].time_ms[0], 2**53, 500))
+
+    def monitor() -> Monitor:
+        watched = Watched(served.subject, served.profile, folder.path, States(tmp_path / "state"))
+        sinks = {"mlflow": MlflowSink(server.uri, [served.profile])}
+        return Monitor(watched, sinks, clock=lambda: next(clock))
+
+    def stepped(one: Monitor, done: Callable[[MonitorStatus], object]) -> None:
+        for _ in range(200):
+            one.step()
+            if done(one.status):
+                return
+        pytest.fail(f"it did not come to that: {one.status}")
+
+    first = monitor()
+    folder.write(blocks[0])
+    stepped(first, lambda found: found.windows == 1 and not found.waiting_reports)
+    assert first.status.level is Level.ALERT
     server.kill()
-    with pytest.raises((OSError, GovernanceError)):
-        sink.publish(reports[1])
+    for block in blocks[1:3]:
+        folder.write(block)
+    stepped(first, lambda found: found.windows == 3 and found.trouble)
+    assert first.status.waiting_reports == 2
+    first.abandon()  # as a process that is killed: nothing more is saved
     start_server(port=int(server.uri.rpartition(":")[2]))
-    sink.publish(reports[1])
-    sink.publish(reports[1])
-    sink.close()
-    history = client.get_metric_history(sink.run_id(reports[0].subject), "drift/rows")
-    assert [one.step for one in history] == [7, 8]
+    folder.write(blocks[3])
+    second = monitor()
+    stepped(second, lambda found: found.windows == 4 and not found.waiting_reports)
+    second.close()
+    (run,) = [one for one in client.search_runs([experiment.experiment_id])
+              if one.info.run_id != run.info.run_id]  # fmt: skip
+    history = client.get_metric_history(run.info.run_id, "drift/rows")
+    assert [(one.step, one.value) for one in history] == [(i, WINDOW) for i in range(4)]
