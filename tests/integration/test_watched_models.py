@@ -19,6 +19,7 @@ from mlflow.models import infer_signature
 from sklearn.linear_model import LinearRegression
 
 from drift.block_folder import BlockFolder
+from drift.blocks import Block
 from drift.monitor_actor import start_actor
 from drift.recorded_model import recorded_model
 from drift.recording import RECORD_SPOOL
@@ -86,8 +87,12 @@ def test_mlflow_models_serve_records_what_it_is_asked_and_says(
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
     folder = BlockFolder(tmp_path / "blocks" / "fraud" / "1" / "_")
-    wait_for(folder.entries, "what the server had at its end is written", 20)
-    blocks = [folder.read(entry) for entry in folder.entries()]
+
+    def written() -> list[Block]:
+        return [folder.read(entry) for entry in folder.entries()]
+
+    wait_for(lambda: sum(block.rows for block in written()) >= 60, "all of it is written", 20)
+    blocks = written()
     assert sum(block.rows for block in blocks) == 60
     seen = np.concatenate([block.inputs["amount"] for block in blocks])
     assert sorted(seen) == pytest.approx(sorted(rows["amount"]))
