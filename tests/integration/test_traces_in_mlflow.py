@@ -120,7 +120,7 @@ def test_a_sampled_request_is_seen_in_mlflow(
 
     answering.ask()
     wait_for(lambda: whole(1))
-    (trace, *_) = traces()
+    trace = next(one for one in traces() if len(one.data.spans) == 3)  # others may be on their way
     names = {span.name: span for span in trace.data.spans}
     assert trace.info.state.value == "OK"
     gateway, ask, predict = names["gateway"], names["ask stable"], names["predict"]
