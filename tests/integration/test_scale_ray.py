@@ -270,13 +270,16 @@ def test_no_process_of_the_cluster_holds_the_password(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     record = store.find("fraud")
-    wait_for(lambda: store.find("fraud").fence > 0, "the controller is in, by its password file")
+    actor = ray.get_actor(actor_name(record.deploy_id), namespace=NAMESPACE)
+    wait_for(
+        lambda: ray.get(actor.facts.remote())["holding"],
+        "the controller is in, by its password file",
+    )
+    assert store.find("fraud").fence > 0
 
     (file,) = (tmp_path / "home" / ".chancery").rglob("pgpass-*")
     assert PASSWORD in file.read_text()
     secret = PASSWORD.encode()
-    actor = ray.get_actor(actor_name(record.deploy_id), namespace=NAMESPACE)
-    assert ray.get(actor.facts.remote())["holding"]
     processes = list(_processes_of(cluster))
     assert len(processes) > 5
     for folder in processes:
