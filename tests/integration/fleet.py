@@ -196,11 +196,13 @@ class Fleet:
 
     def metric(self, name: str, *having: str) -> list[float]:
         """The samples of one scrape that have these labels."""
+        return samples(self.scrape(), name, *having)
+
+    def scrape(self) -> str:
+        """The metrics of all gateways, without those that took too long to tell theirs."""
         with self.connection() as client:
             client.request("GET", "/metrics")
-            lines = client.getresponse().read().decode().splitlines()
-        found = [line for line in lines if line.startswith(f"{name}{{")]
-        return [float(x.split()[-1]) for x in found if all(label in x for label in having)]
+            return client.getresponse().read().decode()
 
     def reports(self) -> list[Report]:
         return [Report.from_dict(r) for r in ray.get(self.controller.reports.remote())]
@@ -332,6 +334,12 @@ class Fleet:
         os.kill(pid, signal.SIGKILL)
 
 
+def samples(scraped: str, name: str, *having: str) -> list[float]:
+    """The samples of a scrape that have these labels."""
+    found = [line for line in scraped.splitlines() if line.startswith(f"{name}{{")]
+    return [float(x.split()[-1]) for x in found if all(label in x for label in having)]
+
+
 def wait_for(condition: Callable[[], Any], timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -414,10 +422,10 @@ def arms_of(fleet: Fleet, keys: int) -> dict[str, str]:
     return found
 
 
-def shadowed(fleet: Fleet, shadow: ShadowPlan | None = None) -> Plan:
+def shadowed(fleet: Fleet, shadow: ShadowPlan | None = None, timeout_s: float = 30.0) -> Plan:
     plan = fleet.plan()
     stable, canary = plan.variants
-    variant = replace(canary, name="shadow", timeout_s=0.5)
+    variant = replace(canary, name="shadow", timeout_s=timeout_s)
     shadow = shadow or ShadowPlan("shadow", f"s{plan.revision}", max_in_flight=4)
     return replace(
         plan, variants=(stable, variant), weights=(("stable", 100.0),), shadows=(shadow,)
@@ -425,7 +433,8 @@ def shadowed(fleet: Fleet, shadow: ShadowPlan | None = None) -> Plan:
 
 
 def agreement(fleet: Fleet, plan: Plan) -> Agreement:
-    """What came of a shadow's copies, as it was reported."""
+    """What came of a shadow's copies once none is on its way, as it was reported."""
+    wait_for(lambda: fleet.metric("chancery_in_flight", 'variant="shadow"') == [0, 0])
     fleet.settled()
     total = Agreement()
     for report in fleet.reports():

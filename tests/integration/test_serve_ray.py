@@ -10,6 +10,7 @@ import math
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -30,11 +31,13 @@ from tests.integration.fleet import (
     HEADERS,
     ROWS,
     Fleet,
+    Load,
     agreement,
     arms_of,
     experiment,
     resident_bytes,
     running_fleet,
+    samples,
     shadowed,
     wait_for,
 )
@@ -56,6 +59,12 @@ def fleet(cluster: Fleet) -> Iterator[Fleet]:
     yield cluster
     cluster.mood("good")
     cluster.follow(cluster.plan())
+
+
+def answered(load: Load, count: int) -> None:
+    """Wait until the clients have so many answers more."""
+    enough = load.statuses.total() + count
+    wait_for(lambda: load.statuses.total() >= enough)
 
 
 def test_it_answers_like_a_scorer(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,12 +205,11 @@ def test_the_controllers_death_changes_nothing_and_no_count_is_lost(fleet: Fleet
 def test_a_killed_model_replica_costs_nobody_an_answer(fleet: Fleet) -> None:
     victim, other = fleet.pids("stable-3")
     with fleet.load(CLIENTS) as load:
-        time.sleep(0.5)
+        answered(load, 100)
         fleet.kill(victim)
-        time.sleep(1.0)
+        answered(load, 100)
     assert load.lost == 0
     assert set(load.statuses) == {200}
-    assert load.statuses[200] > 100
     wait_for(lambda: len(fleet.pids("stable-3")) == 2)
     wait_for(lambda: all(lanes == 2 for lanes in fleet.lanes()))
     assert other in fleet.pids("stable-3")
@@ -225,30 +233,36 @@ def test_with_no_replica_left_clients_hear_so_at_once_until_there_is_one(fleet: 
 def test_a_killed_gateway_takes_only_what_it_was_answering(fleet: Fleet) -> None:
     victim, _ = fleet.pids("gateway")
     with fleet.load(CLIENTS) as load:
-        time.sleep(0.5)
+        answered(load, 100)
         fleet.kill(victim)
-        time.sleep(1.0)
+        answered(load, 100)
     assert set(load.statuses) == {200}
     assert load.lost <= CLIENTS, "at most one request of each client was on its way"
-    assert load.statuses[200] > 100
     wait_for(lambda: len(fleet.pids("gateway")) == 2)
     fleet.follow(fleet.plan())
 
 
 def test_slow_headers_are_cut_off_and_others_served(fleet: Fleet) -> None:
-    slow = [socket.create_connection(("127.0.0.1", fleet.port), 10) for _ in range(50)]
+    def cut_off(connection: socket.socket) -> bool:
+        try:
+            return connection.recv(1 << 10) == b""
+        except ConnectionError:
+            return True
+
     begun = time.monotonic()
+    slow = [socket.create_connection(("127.0.0.1", fleet.port), 60) for _ in range(50)]
     for connection in slow:
-        connection.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\nx-")
+        with suppress(ConnectionError):  # it was cut off already
+            connection.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\nx-")
     assert fleet.ask()[0] == 200
     for connection in slow:
-        assert connection.recv(1 << 10) == b""
+        assert cut_off(connection)
         connection.close()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60, "an idle connection is closed after 75 s"
 
 
 def test_more_load_than_capacity_is_told_at_once(fleet: Fleet) -> None:
-    fleet.follow(fleet.plan(100.0, retry_on_stable=False))
+    fleet.follow(fleet.plan(100.0, timeout_s=30.0, retry_on_stable=False))
     fleet.mood("slow")  # 8 requests a 0.1 s: 64 may wait in all
     fleet.ask()
     before = {pid: resident_bytes(pid) for pid in fleet.pids("gateway")}
@@ -257,7 +271,7 @@ def test_more_load_than_capacity_is_told_at_once(fleet: Fleet) -> None:
     assert load.lost == 0
     assert set(load.statuses) == {200, 503}
     assert load.statuses[503] > load.statuses[200]
-    assert load.slowest_s < 10
+    assert load.slowest_s < 20
     for pid, size in before.items():
         assert resident_bytes(pid) - size < 64 << 20
 
@@ -268,7 +282,7 @@ def test_replicas_without_a_socket_here_are_asked_through_ray(fleet: Fleet) -> N
     try:
         expected = json.loads(fleet.ask()[1])
         fleet.follow(fleet.plan(stable="far-3"))
-        wait_for(lambda: fleet.ask()[0] == 200)
+        wait_for(lambda: fleet.metric("chancery_lanes", 'variant="stable"') == [1, 1])
         with fleet.load(CLIENTS) as load:
             time.sleep(1)
         assert set(load.statuses) == {200}
@@ -311,14 +325,25 @@ def test_only_what_is_verified_serves(fleet: Fleet, scenario: Scenario) -> None:
 
 
 def test_a_scrape_of_any_gateway_counts_the_requests_of_all(fleet: Fleet) -> None:
-    def answered() -> float:
-        return sum(fleet.metric("chancery_requests_total", 'variant="stable"', 'outcome="ok"'))
+    def counted(times: int) -> list[float]:
+        """By so many scrapes that both gateways are in."""
+        found: list[float] = []
 
-    before = answered()
+        def enough() -> bool:
+            scraped = fleet.scrape()
+            if len(samples(scraped, "chancery_held_bytes")) == 2:
+                labels = 'variant="stable"', 'outcome="ok"'
+                found.append(sum(samples(scraped, "chancery_requests_total", *labels)))
+            return len(found) == times
+
+        wait_for(enough)
+        return found
+
+    (before,) = counted(1)
     with fleet.load(CLIENTS) as load:
         time.sleep(0.5)
-    assert len(fleet.metric("chancery_held_bytes")) == 2, "both gateways are in it"
-    assert {answered() - before for _ in range(8)} == {float(load.statuses[200])}
+    assert load.statuses[200] > 0
+    assert {now - before for now in counted(8)} == {float(load.statuses[200])}
 
 
 def test_the_access_log_names_version_and_reason(fleet: Fleet) -> None:
@@ -398,6 +423,7 @@ def test_stable_answers_the_clients_of_an_arm_that_nobody_serves(fleet: Fleet) -
 def test_a_shadow_is_compared_and_a_part_is_copied(fleet: Fleet) -> None:
     whole = shadowed(fleet, ShadowPlan("shadow", "whole", max_in_flight=64))
     fleet.follow(whole)
+    wait_for(lambda: fleet.metric("chancery_lanes", 'variant="shadow"') == [1, 1])
     for _ in range(50):
         assert fleet.ask()[0] == 200
     assert agreement(fleet, whole) == Agreement(same=50)
@@ -420,7 +446,7 @@ def test_a_shadow_is_compared_and_a_part_is_copied(fleet: Fleet) -> None:
 def test_a_shadow_neither_delays_nor_changes_an_answer(fleet: Fleet, mood: str) -> None:
     """Not even one that hangs, crashes or answers with 40 MB; memory stays where it was."""
     expected = json.loads(fleet.ask()[1])
-    plan = shadowed(fleet)
+    plan = shadowed(fleet, timeout_s=0.5)
     fleet.follow(plan)
     wait_for(lambda: agreement(fleet, plan).same or fleet.ask()[0] != 200)
     before = {pid: resident_bytes(pid) for pid in fleet.pids("gateway")}
@@ -476,4 +502,4 @@ def test_gateways_that_are_told_to_end_finish_what_they_have(cluster: Fleet) -> 
         serve.delete("gateway")
     assert set(load.statuses) == {200}
     assert load.lost > 0
-    assert not cluster.pids("gateway")
+    wait_for(lambda: not cluster.pids("gateway"))  # Serve does not wait for the process's end
