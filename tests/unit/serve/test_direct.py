@@ -27,12 +27,12 @@ KEEP_ALIVE_S = 1
 class Served:
     """A listener whose port says how often which way was taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_s: float = 10.0) -> None:
         self.asgi = 0
         self.asked: list[tuple[bytes, Mapping[str, str]]] = []
         self.gate = threading.Event()
         self.gate.set()
-        limits = AppLimits(body_bytes=1 << 20, total_bytes=3 << 20, read_s=0.3)
+        limits = AppLimits(body_bytes=1 << 20, total_bytes=3 << 20, read_s=read_s)
         self.app = ScoringApp(self._submit, limits=limits, healthy=lambda: True)
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(listening.getsockname()[1])
@@ -111,7 +111,8 @@ def read(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 def _some(client: socket.socket) -> bytes:
     data = client.recv(1 << 16)
-    assert data, "the connection was closed"
+    if not data:
+        raise ConnectionResetError("the connection was closed")
     return data
 
 
@@ -197,13 +198,22 @@ def test_requests_that_do_not_wait_are_answered_in_order(
     assert read(client)[2] == b"4", "the connection goes on"
 
 
-def test_a_body_that_does_not_come_is_told_so(served: Served, client: socket.socket) -> None:
-    client.sendall(request(b"{}", "x-request-id: late")[:-1])
-    status, headers, body = read(client)
-    assert (status, headers["connection"], headers["x-request-id"]) == (408, "close", "late")
-    assert json.loads(body)["error_code"] == "REQUEST_TIMEOUT"
-    assert closed(client)
-    assert not served.asked
+@pytest.fixture
+def impatient() -> Iterator[Served]:
+    """Waits but a moment for a body."""
+    served = Served(read_s=0.3)
+    yield served
+    served.end()
+
+
+def test_a_body_that_does_not_come_is_told_so(impatient: Served) -> None:
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=5) as client:
+        client.sendall(request(b"{}", "x-request-id: late")[:-1])
+        status, headers, body = read(client)
+        assert (status, headers["connection"], headers["x-request-id"]) == (408, "close", "late")
+        assert json.loads(body)["error_code"] == "REQUEST_TIMEOUT"
+        assert closed(client)
+    assert not impatient.asked
 
 
 def test_all_bodies_together_have_a_budget(served: Served) -> None:
@@ -254,14 +264,31 @@ def test_a_header_that_splits_the_answer_is_never_written(
     assert served.app.held_bytes == 0
 
 
-def test_an_idle_connection_is_closed_in_time_and_no_sooner(client: socket.socket) -> None:
+def last_sent_of(client: socket.socket) -> float | None:
+    """When the last of four requests was sent; None: the pauses became too long for it."""
+    sent = time.monotonic()
     for _ in range(4):
-        client.sendall(request())
-        assert read(client)[0] == 200
+        before, sent = sent, time.monotonic()
+        try:
+            client.sendall(request())
+            status, _, _ = read(client)
+        except ConnectionError:
+            assert time.monotonic() - before >= KEEP_ALIVE_S, "it was closed too soon"
+            return None
+        assert status == 200
         time.sleep(KEEP_ALIVE_S * 0.4)
-    begun = time.monotonic()
-    assert closed(client)
-    assert time.monotonic() - begun < KEEP_ALIVE_S * 3
+    return sent
+
+
+def test_an_idle_connection_is_closed_in_time_and_no_sooner(served: Served) -> None:
+    for _ in range(20):  # a machine that does other things may make a pause too long
+        with socket.create_connection(("127.0.0.1", served.port), timeout=5) as client:
+            sent = last_sent_of(client)
+            if sent is not None:
+                assert closed(client)
+                assert time.monotonic() - sent > KEEP_ALIVE_S * 0.99
+                return
+    pytest.fail("no connection had only short pauses")
 
 
 def test_a_request_longer_than_the_idle_limit_is_answered(
