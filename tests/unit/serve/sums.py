@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, cast
@@ -18,7 +19,7 @@ LAYOUT = Layout("float64", ("a", "b"), (2,), tensor=False)
 NOT_TAKEN = 666.0
 """A row that begins so is not taken as rows; MLflow's code (here: ``exactly``) is asked."""
 SLOW = 777.0
-"""Takes a second."""
+"""Takes a second, or until the gate opens."""
 DEADLY = 888.0
 """Ends the process."""
 
@@ -33,10 +34,16 @@ class Sums:
     layout = LAYOUT
     batchable = True
 
-    def __init__(self, identity: Identity | None = None, result: Any = None) -> None:
+    def __init__(
+        self,
+        identity: Identity | None = None,
+        result: Any = None,
+        gate: threading.Event | None = None,
+    ) -> None:
         self.identity = identity or Identity("fraud", "3", "alice")
         self.decoder = Decoder(LAYOUT)
         self.result = result
+        self.gate = gate
         self.batches: list[int] = []
         self.recorder: Any = None
         self.ids: list[str] = []
@@ -50,7 +57,10 @@ class Sums:
         if rows[0, 0] == DEADLY:
             os._exit(9)
         if rows[0, 0] == SLOW:
-            time.sleep(1.0)
+            if self.gate is None:
+                time.sleep(1.0)
+            else:
+                self.gate.wait(30)
         if rows[0, 0] == NOT_TAKEN:
             return None
         if self.result is not None:

@@ -47,10 +47,17 @@ def base() -> Iterator[Path]:
 
 
 @pytest.fixture
-def model(base: Path) -> Iterator[ModelThread]:
-    thread = ModelThread(private_folder(base / "app") / "a.sock", scorer())
+def gate() -> threading.Event:
+    """Opens to the model's slow predictions."""
+    return threading.Event()
+
+
+@pytest.fixture
+def model(base: Path, gate: threading.Event) -> Iterator[ModelThread]:
+    thread = ModelThread(private_folder(base / "app") / "a.sock", scorer(gate=gate))
     thread.start()
     yield thread
+    gate.set()
     thread.close()
 
 
@@ -115,20 +122,37 @@ def test_a_plan_that_cannot_be_changes_nothing(listener: Listener, controller: C
 
 def test_a_loop_that_does_not_turn_is_unhealthy(listener: Listener) -> None:
     assert listener._loop is not None
-    listener._loop.call_soon_threadsafe(time.sleep, 1.7)
-    time.sleep(1.3)
-    with pytest.raises(RuntimeError, match="does not turn"):
-        listener.check()
+    turns = threading.Event()
+
+    def complaint() -> str:
+        try:
+            listener.check()
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+    listener._loop.call_soon_threadsafe(turns.wait, 30)
+    try:
+        wait_for(complaint)
+        assert "does not turn" in complaint()
+    finally:
+        turns.set()
     wait_for(lambda: ask(listener)[0] == 200)
-    listener.check()
+    wait_for(lambda: not complaint())
 
 
-def test_its_end_answers_what_was_asked(listener: Listener) -> None:
+def test_its_end_answers_what_was_asked(
+    listener: Listener, model: ModelThread, gate: threading.Event
+) -> None:
     found: list[tuple[int, bytes, str | None]] = []
     client = threading.Thread(target=lambda: found.append(ask(listener, body((SLOW, 1)))))
     client.start()
-    time.sleep(0.2)
-    listener.close()
+    wait_for(lambda: model.busy_s > 0)
+    ending = threading.Thread(target=listener.close)
+    ending.start()
+    wait_for(lambda: listener._server.should_exit)
+    gate.set()
+    ending.join(20)
     client.join(10)
     assert found == [(200, b'{"predictions":[778.0]}', "close")]
     with pytest.raises(ConnectionRefusedError):
@@ -177,13 +201,21 @@ def test_a_listener_ends_before_its_first_plan(planless: tuple[Listener, Control
     assert not other._serving.is_alive()
 
 
-def test_a_model_thread_answers_frames_and_says_how_long_it_is_busy(model: ModelThread) -> None:
+def test_a_model_thread_answers_frames_and_says_how_long_it_is_busy(
+    model: ModelThread, gate: threading.Event
+) -> None:
     async def test() -> None:
         lane = await SocketLane.connect(model._path)
+        begun = time.monotonic()
         slow = asyncio.ensure_future(lane([lane_rows(SLOW)]))
-        await asyncio.sleep(0.3)
-        assert 0.1 < model.busy_s < 1
-        reply = await model.answer(pack_requests([lane_rows(1.0)])[4:])
+        while model.busy_s < 0.1:
+            assert time.monotonic() - begun < 10
+            await asyncio.sleep(0.01)
+        assert model.busy_s < time.monotonic() - begun
+        behind = asyncio.ensure_future(model.answer(pack_requests([lane_rows(1.0)])[4:]))
+        await asyncio.sleep(0.01)
+        gate.set()
+        reply = await behind
         assert unpack_answers(memoryview(reply)[4:])[0].status == 200
         await slow
         assert (model.busy_s, model.batches) == (0.0, 2)

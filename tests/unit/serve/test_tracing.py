@@ -27,7 +27,7 @@ from serve.scoring import Identity
 from serve.socket_lane import FrameError, Hello, private_folder
 from serve.spans import CURRENT
 from serve.tracing import SpanCounts, TraceSettings, Tracing
-from tests.unit.serve.sums import LAYOUT, NOT_TAKEN, body, scorer
+from tests.unit.serve.sums import LAYOUT, NOT_TAKEN, SLOW, body, scorer
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=blue"}
@@ -58,13 +58,16 @@ def plan(canary: float, revision: int = 1, **options: Any) -> Plan:
 class Deployed:
     """A gateway and two replicas, each with its spans."""
 
-    def __init__(self, base: Path, *, remote: bool = False) -> None:
+    def __init__(
+        self, base: Path, *, remote: bool = False, gate: threading.Event | None = None
+    ) -> None:
         self.gateway, self.replica = InMemorySpanExporter(), InMemorySpanExporter()
         self.draw, self.tracing = 1.0, Tracing(self.gateway, ratio=0.5, draw=lambda: self.draw)
         self.replicas = Tracing(self.replica)
         self.models = {}
         for name, version, result in (("stable", "3", None), ("canary", "4", {"odd": 1})):
-            model = scorer(identity=Identity("fraud", version, "alice", "run7"), result=result)
+            identity = Identity("fraud", version, "alice", "run7")
+            model = scorer(identity=identity, result=result, gate=gate)
             folder = base / (f"away-{name}" if remote else name)
             self.models[name] = ModelThread(private_folder(folder) / "a.sock", model, self.replicas)
             self.models[name].start()
@@ -267,16 +270,20 @@ def test_rows_that_go_a_second_time_are_two_predictions(deployed: Deployed) -> N
 
 
 def test_requests_that_travel_together_have_spans_of_their_own(base: Path) -> None:
-    deployed = Deployed(base)
-    slow = threading.Thread(target=deployed.ask, args=(body((777.0, 1)),))  # takes a second
+    gate = threading.Event()
+    deployed = Deployed(base, gate=gate)
+    slow = threading.Thread(target=deployed.ask, args=(body((SLOW, 1)),))
     slow.start()
-    time.sleep(0.2)
+    wait_for(lambda: deployed.models["stable"].busy_s > 0)
     threads = [
         threading.Thread(target=deployed.ask, kwargs={"traceparent": f"00-{at:032x}-{PARENT}-01"})
         for at in range(1, 4)
     ]
     for thread in threads:
         thread.start()
+    waiting = re.compile(r'^chancery_waiting\{.*variant="stable".*\} 3$', re.M)
+    wait_for(lambda: waiting.search(deployed.metrics()))
+    gate.set()
     for thread in (slow, *threads):
         thread.join(10)
     deployed.tracing.flush()
