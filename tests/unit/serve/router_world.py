@@ -67,8 +67,15 @@ class World:
         return find
 
     async def start(self, plan: Plan) -> None:
+        """Offer it, and wait until whoever is not away has a lane, and it holds if nobody is."""
         self.router.offer(plan)
         await asyncio.sleep(0.01)
+        asked = {variant.application for variant in plan.variants}
+        pools = self.router._lanes._pools
+        while not all(pools[name].lanes for name in asked - self.away):
+            await asyncio.sleep(0.01)
+        while not asked & self.away and self.router._switching is not None:
+            await asyncio.sleep(0.01)
 
     async def ask(self, headers: dict[str, str] | None = None, sent: bytes = BODY) -> Answer:
         return await self.router.submit(sent, {**HEADERS, **(headers or {})})

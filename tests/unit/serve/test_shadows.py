@@ -34,27 +34,35 @@ from tests.unit.serve.sums import scorer
 SHADOW = ShadowPlan("shadow", "s1", max_in_flight=4)
 
 
-def shadowed(shadow: ShadowPlan = SHADOW, *, canary: float = 0.0, revision: int = 1) -> Plan:
-    variant = VariantPlan("shadow", "fraud", "5", "x", timeout_s=0.1)
+def shadowed(
+    shadow: ShadowPlan = SHADOW, *, canary: float = 0.0, revision: int = 1, timeout_s: float = 20.0
+) -> Plan:
+    variant = VariantPlan("shadow", "fraud", "5", "x", timeout_s=timeout_s)
     return plan(canary, revision, variants=(variant,), shadows=(shadow,))
+
+
+async def copies_end(world: World) -> None:
+    """Wait until none is on its way; all are counted then."""
+    while world.router.shadows.held_bytes:
+        await asyncio.sleep(0.005)
 
 
 def test_a_hanging_shadow_delays_nobody_and_what_does_not_fit_is_dropped() -> None:
     async def test(world: World) -> None:
-        await world.start(shadowed())
+        await world.start(shadowed(timeout_s=2.0))
         assert json.loads((await world.ask()).body) == {"predictions": [3.0]}
-        await asyncio.sleep(0.02)
+        await copies_end(world)
         assert world.report().deltas["shadow"].requests == 1
         world.behaviours["x"] = hangs
         loop = asyncio.get_running_loop()
         begun = loop.time()
         for _ in range(20):
             assert (await world.ask()).status == 200
-        assert loop.time() - begun < 0.1, "a copy hangs for 0.1 s"
+        assert loop.time() - begun < 2, "a copy hangs for 2 s"
         text = exposition(world.router).decode()
         (line,) = (x for x in text.splitlines() if x.startswith("chancery_shadow_dropped_total{"))
         assert line.endswith('variant="shadow",model="fraud",version="5"} 16')
-        await asyncio.sleep(0.25)
+        await copies_end(world)
         report = world.report()
         assert report.deltas["shadow"].errors == {ErrorClass.TIMEOUT: 4}
         assert report.shadows == {"s1": Agreement(uncompared=4, dropped=20 - 4)}
@@ -72,7 +80,7 @@ def test_a_part_of_the_requests_is_copied() -> None:
         await world.start(shadowed(replace(SHADOW, percent=25.0, max_in_flight=1000)))
         for _ in range(400):
             await world.ask()
-        await asyncio.sleep(0.05)
+        await copies_end(world)
         copied = world.report().deltas["shadow"].requests
         assert 65 <= copied <= 140, copied  # 100 expected, four standard deviations each way
 
@@ -88,10 +96,10 @@ def test_a_shadow_is_compared_with_stables_answer() -> None:
         ):  # fmt: skip
             world.behaviours["x"] = behaviour
             await world.ask()
-            await asyncio.sleep(0.02)
+            await copies_end(world)
         world.behaviours["s"] = says(b"bad", 400)
         await world.ask()
-        await asyncio.sleep(0.02)
+        await copies_end(world)
         report = world.report()
         assert report.deltas["shadow"].errors == {
             ErrorClass.WRONG_SHAPE: 1, ErrorClass.RAISED: 2, ErrorClass.SHARED: 1,
@@ -108,10 +116,10 @@ def test_what_a_canary_answered_says_nothing_of_stable() -> None:
         await world.start(shadowed(canary=100.0))
         world.behaviours["x"] = predicts([4.0])
         await world.ask()  # the canary says 4
-        await asyncio.sleep(0.02)
+        await copies_end(world)
         world.behaviours["c"] = says(b"boom", 500)
         await world.ask()  # stable answers again, and says 3
-        await asyncio.sleep(0.02)
+        await copies_end(world)
         assert world.report().shadows == {"s1": Agreement(different=1, uncompared=1)}
 
     run(test)
@@ -121,7 +129,7 @@ def test_a_shadow_that_is_not_compared() -> None:
     async def test(world: World) -> None:
         await world.start(shadowed(replace(SHADOW, compare=False)))
         await world.ask()
-        await asyncio.sleep(0.02)
+        await copies_end(world)
         report = world.report()
         assert not report.deltas["shadow"].errors
         assert report.shadows == {"s1": Agreement(uncompared=1)}
@@ -145,10 +153,10 @@ def test_settings_change_while_it_runs_and_reports_name_the_shadow() -> None:
     async def test(world: World) -> None:
         await world.start(shadowed())
         await world.ask()
-        await asyncio.sleep(0.02)
+        await copies_end(world)
         await world.start(shadowed(replace(SHADOW, id="s2"), revision=2))
         await world.ask()
-        await asyncio.sleep(0.02)
+        await copies_end(world)
         assert world.report().shadows == {"s2": Agreement(different=1)}
         await world.start(plan(0.0, 3))
         await world.ask()
