@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from benchmarks.surroundings import free_port
 from governance.deployment_port import open_deployments
 from tests.conftest import Server, StartServer
+from tests.integration.ray_head import Head
 from tests.scenario import FEATURES, Scenario
 
 CANARY = {
@@ -35,55 +36,6 @@ CANARY = {
 
 # Two starts of Ray and two rollouts: more than the usual limit on a machine that does other things.
 pytestmark = pytest.mark.timeout(1200)
-
-
-class Head:
-    """A Ray head, kept by its supervisor, that can be lost and started again at its address."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port, self.client_port = free_port(), free_port()
-        self.starts = 0
-        self._wanted = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._keeping: threading.Thread | None = None
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self._wanted.set()
-        self._keeping = threading.Thread(target=self._keep, daemon=True)
-        self._keeping.start()
-
-    def _keep(self) -> None:
-        """Ray gives a head 30 seconds to start, which a busy machine may not have."""
-        while self._wanted.is_set():
-            self.starts += 1
-            with (self.folder / f"ray-{self.starts}.log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    [
-                        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block",
-                        f"--port={self.port}", f"--ray-client-server-port={self.client_port}",
-                        "--num-cpus=16", "--include-dashboard=false", "--disable-usage-stats",
-                        f"--object-store-memory={100 * 2**20}",
-                        f"--temp-dir={self.folder}/{self.starts}",
-                    ],
-                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
-            self._process.wait()
-
-    def stop(self) -> None:
-        self._wanted.clear()
-        if self._process is None or self._keeping is None:
-            return
-        self._process.terminate()  # it ends all that it started
-        self._keeping.join(90)
-        if self._keeping.is_alive():
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._keeping.join()
 
 
 class Operator:
