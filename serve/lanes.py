@@ -8,6 +8,9 @@ gives a request to the replica with the fewest requests. Where no replica has a 
 Who finds nobody looks once more before it is refused: listeners share a port, and a replica that
 one of them asks already may not have been seen by the other.
 
+A replica that ends removes its socket first: it is asked nothing more, and is left once what was
+asked has come back.
+
 A request whose lane breaks is asked once more elsewhere. Rows that the model did not take are sent
 again as they came, so that MLflow's own code finds the words.
 
@@ -23,6 +26,7 @@ Example::
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -76,7 +80,7 @@ def socket_folder(base: Path, application: str) -> Path:
 class _Lane:
     """One replica: where batches go, and what is on its way."""
 
-    __slots__ = ("asked", "batcher", "carrier", "decoder", "headers", "hello")
+    __slots__ = ("asked", "batcher", "carrier", "decoder", "dropped", "headers", "hello")
 
     def __init__(self, carrier: Carrier, hello: Hello, limits: BatchLimits, pace: Pace) -> None:
         self.carrier = carrier
@@ -85,10 +89,16 @@ class _Lane:
         self.decoder = Decoder(hello.layout)
         self.batcher: Batcher[Item, Answer] = Batcher(carrier, limits, _weight, pace)
         self.asked = 0
+        self.dropped = False
 
     @property
     def lost(self) -> bool:
         return isinstance(self.carrier, SocketLane) and self.carrier.lost
+
+    def leave(self) -> None:
+        """Hang up where the pool dropped the lane and nothing is on its way in it."""
+        if self.dropped and not self.asked and isinstance(self.carrier, SocketLane):
+            self.carrier.close()
 
 
 def _weight(item: Item) -> int:
@@ -287,6 +297,7 @@ class LanePool:
                     answer = await send(Named(raw, request_id) if records else raw, timeout_s)
         finally:
             lane.asked -= 1
+            lane.leave()
         self.carried += 1
         headers = lane.headers + headers
         return Answer(answer.status, answer.body, answer.content_type, headers), count
@@ -348,6 +359,9 @@ class LanePool:
         for path in paths:
             if path.name not in self._lanes:
                 self._begin(path.name, partial(_connect, path))
+        for name, lane in list(self._lanes.items()):
+            if name and not os.path.lexists(self.folder / name):
+                self._drop(lane)  # it ends
         clock = asyncio.get_running_loop().time()
         if self._remote is None or paths or self._order or clock < self._remote_due:
             return
@@ -388,8 +402,8 @@ class LanePool:
                 for at, count in enumerate(lane.batcher.statistics().sizes):
                     self._past_sizes[at] += count
         self._order = list(self._lanes.values())
-        if isinstance(lane.carrier, SocketLane) and not lane.asked:
-            lane.carrier.close()
+        lane.dropped = True
+        lane.leave()
         if not self._order:
             self._found.clear()
         self._look.set()

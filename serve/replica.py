@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 _REFUSED = "REFUSED_BY_GOVERNANCE"
 _PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 5.0
+_LEAVING_S = 1.0  # listeners look every quarter of a second, and wait for what they asked
 
 Result = TypeVar("Result")
 
@@ -232,7 +233,7 @@ class ModelThread:
         self._model = await SocketModel.start(self._path, self._scorer, self._tracing)
         self._started.set_result(None)
         await self._ended.wait()
-        await self._model.close()
+        await self._model.close(_LEAVING_S)
         await asyncio.sleep(0.05)  # what was written leaves
 
 

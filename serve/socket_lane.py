@@ -287,11 +287,19 @@ class SocketModel:
             self._busy_since = None
             self.batches += 1
 
-    async def close(self) -> None:
-        """Answer what was asked, accept nobody any more, and hang up."""
+    async def close(self, patience_s: float = 0.0) -> None:
+        """Accept nobody any more, answer what is asked until all have hung up, and hang up.
+
+        Args:
+            patience_s: Seconds that listeners have to see that the socket is gone and to leave;
+                what they sent and was not read when the connection ends is lost.
+        """
         self.path.unlink(missing_ok=True)
         if self._server is not None:
             self._server.close()
+        until = time.monotonic() + patience_s
+        while self._connections and time.monotonic() < until:
+            await asyncio.sleep(0.01)
         for connection in list(self._connections):
             connection.transport.close()
 

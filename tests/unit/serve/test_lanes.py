@@ -19,8 +19,10 @@ import uvloop
 from serve import lanes
 from serve.answer import Answer, OverloadedError
 from serve.batching import BatchLimits
+from serve.frames import pack_answers
 from serve.lanes import LanePool, socket_folder
 from serve.plan import VariantPlan
+from serve.replica import ModelThread
 from serve.socket_lane import DECODED_BY_LISTENER, Hello, LaneLostError, SocketModel
 from serve.variant import Variant
 from tests.unit.serve.sums import DEADLY, NOT_TAKEN, body, scorer
@@ -176,6 +178,90 @@ def test_a_socket_that_a_dead_process_left_is_swept(folder: Path) -> None:
         pool = await pool_of(folder)
         await until(lambda: not (folder / "dead.sock").exists())
         assert pool.lanes == 1
+        await pool.close()
+        await model.close()
+
+    run(test)
+
+
+def test_a_replica_that_ends_is_asked_nothing_more(folder: Path) -> None:
+    async def test() -> None:
+        first = await SocketModel.start(folder / "a.sock", scorer())
+        second = await SocketModel.start(folder / "b.sock", scorer())
+        pool = LanePool(folder, rescan_s=0.01)
+        pool.start()
+        await until(lambda: pool.lanes == 2)
+        (folder / "a.sock").unlink()
+        await until(lambda: pool.lanes == 1)
+        await until(lambda: not first._connections)
+        await asyncio.gather(*(pool.ask(JSON, body((1, at)), 5) for at in range(20)))
+        assert first.batches == 0
+        assert second.batches
+        await pool.close()
+        await second.close()
+
+    run(test)
+
+
+def test_what_a_replica_that_ends_was_asked_is_waited_for(folder: Path) -> None:
+    asked, may_answer, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = Hello.of(scorer()).to_json()
+        writer.write(len(hello).to_bytes(4, "little") + hello)
+        await reader.read(1 << 16)
+        asked.set()
+        await may_answer.wait()
+        writer.write(pack_answers([Answer(200, b"at last")]))
+        assert await reader.read() == b""
+        left.set()
+
+    async def test() -> None:
+        server = await asyncio.start_unix_server(slow, str(folder / "a.sock"))
+        pool = LanePool(folder, rescan_s=0.01)
+        pool.start()
+        assert await pool.ready(5)
+        ask = asyncio.ensure_future(pool.ask(JSON, body((1, 2)), 10))
+        await asked.wait()
+        (folder / "a.sock").unlink()
+        await until(lambda: pool.lanes == 0)
+        may_answer.set()
+        assert (await ask)[0].body == b"at last"
+        await left.wait()
+        await pool.close()
+        server.close()
+
+    run(test)
+
+
+def test_replicas_that_end_together_lose_no_request(folder: Path) -> None:
+    """A request lost with one would be asked once more, of the other perhaps, and lost again."""
+    ending = [ModelThread(folder / f"{name}.sock", scorer()) for name in "ab"]
+
+    async def test() -> None:
+        pool = LanePool(folder)
+        pool.start()
+        for each in ending:
+            each.start()
+        model = await SocketModel.start(folder / "c.sock", scorer())
+        await until(lambda: pool.lanes == 3)
+        done = False
+        failed: list[BaseException] = []
+
+        async def client() -> None:
+            while not done:
+                try:
+                    await pool.ask(JSON, body((1, 2)), 10)
+                except LaneLostError as error:
+                    failed.append(error)
+
+        clients = [asyncio.ensure_future(client()) for _ in range(8)]
+        await asyncio.sleep(0.05)
+        await asyncio.gather(*(asyncio.to_thread(each.close) for each in ending))
+        done = True
+        await asyncio.gather(*clients)
+        assert not failed
+        assert (pool.lanes, pool.asked) == (1, pool.carried)
         await pool.close()
         await model.close()
 

@@ -115,6 +115,30 @@ def test_several_listeners_are_answered(folder: Path) -> None:
     run(test)
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_model_that_ends_answers_until_its_listeners_left(folder: Path, leaves: bool) -> None:
+    """But only so long; and nobody finds it meanwhile."""
+
+    async def test() -> None:
+        model = await SocketModel.start(folder / "a.sock", scorer())
+        lane = await SocketLane.connect(folder / "a.sock")
+        patience_s = 15.0 if leaves else 0.2
+        begun = time.monotonic()
+        ending = asyncio.ensure_future(model.close(patience_s))
+        await asyncio.sleep(0.05)
+        assert not list(folder.iterdir())
+        assert (await lane([rows((1, 1))]))[0].status == 200
+        assert not ending.done()
+        if leaves:
+            lane.close()
+        await ending
+        assert leaves == (time.monotonic() - begun < patience_s)
+        await asyncio.sleep(0.05)
+        assert lane.lost
+
+    run(test)
+
+
 def test_a_socket_of_a_dead_process_is_replaced(folder: Path) -> None:
     async def test() -> None:
         path = folder / "a.sock"
