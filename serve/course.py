@@ -12,7 +12,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,12 +25,21 @@ from serve.beside import with_beside
 from serve.cluster import application_of
 from serve.outputs import OutputBins
 from serve.plan import About, Plan, VariantPlan
-from serve.records import ActionKind, Phase
+from serve.records import Action, ActionKind, Phase
 from serve.rollout import RolloutState
 from serve.series import Series
 from serve.watch import observing_of
 
-__all__ = ["FORMAT", "Course", "Drain", "Notice", "OpenAction", "first_revision", "plan_of"]
+__all__ = [
+    "FORMAT",
+    "Course",
+    "Drain",
+    "Notice",
+    "OpenAction",
+    "first_revision",
+    "plan_of",
+    "with_actions",
+]
 
 FORMAT = "chancery.deployment-course/v1"
 
@@ -176,6 +185,36 @@ class Course:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"a malformed {FORMAT} document: {error}") from error
+
+
+def with_actions(
+    course: Course,
+    record: DeploymentRecord,
+    state: RolloutState,
+    actions: Iterable[Action],
+    drained_ms: int,
+) -> Course:
+    """The course with what there is to do. What should run, and weights, follow from state.
+
+    Args:
+        course: As it was.
+        record: The deployment.
+        state: The rollout's, after the actions were decided.
+        actions: What there is to do.
+        drained_ms: When what is left has had its time.
+    """
+    served = {"stable": record.stable, "canary": record.canary}
+    opened, drains = list(course.open), list(course.drains)
+    for action in actions:
+        version = served.get(action.variant)
+        if version is None:
+            continue
+        if action.kind in (ActionKind.PROMOTE_ALIAS, ActionKind.RESTORE_ALIAS):
+            opened.append(OpenAction(action.id, action.kind, action.alias, version.version))
+        elif action.kind is ActionKind.DRAIN:
+            failed = state.phase is not Phase.PROMOTED
+            drains.append(Drain(application_of(record, version), drained_ms, failed))
+    return replace(course, rollout=state, open=tuple(opened), drains=tuple(drains))
 
 
 def first_revision(fence: int) -> int:

@@ -28,18 +28,11 @@ from serve.cluster import (
     health_after,
     spec_of,
 )
-from serve.course import Course, Drain, Notice, OpenAction, first_revision, plan_of
+from serve.course import Course, Drain, Notice, OpenAction, first_revision, plan_of, with_actions
 from serve.delta import Delta
 from serve.plan import Plan, Report
 from serve.presence import Presence
-from serve.records import (
-    Action,
-    ActionKind,
-    Observation,
-    Outcome,
-    Phase,
-    Signal,
-)
+from serve.records import Action, ActionKind, Observation, Outcome, Phase, Signal
 from serve.rollout import RolloutState, advance
 from serve.scaling import Scaler, sized
 from serve.series import followed
@@ -215,26 +208,12 @@ class Holding:
     def _after(
         self, state: RolloutState, actions: tuple[Action, ...], now: int, seen: Observation
     ) -> Course:
-        """The course with what there is to do. What should run, and weights, follow from state."""
-        served = {"stable": self.record.stable, "canary": self.record.canary}
-        opened, drains = list(self.course.open), list(self.course.drains)
-        for action in actions:
-            version = served.get(action.variant)
-            if version is None:
-                continue
-            if action.kind in (ActionKind.PROMOTE_ALIAS, ActionKind.RESTORE_ALIAS):
-                opened.append(OpenAction(action.id, action.kind, action.alias, version.version))
-            elif action.kind is ActionKind.DRAIN:
-                due = now + self._timing.drain
-                failed = state.phase is not Phase.PROMOTED
-                drains.append(Drain(application_of(self.record, version), due, failed))
+        due = now + self._timing.drain
+        course = with_actions(self.course, self.record, state, actions, due)
         return replace(
-            self.course,
-            rollout=state,
-            open=tuple(opened),
-            drains=tuple(drains),
-            paused="" if state.phase.terminal else self.course.paused,
-            series=followed(self.course.series, state, seen.deltas, now, self._versions()),
+            course,
+            paused="" if state.phase.terminal else course.paused,
+            series=followed(course.series, state, seen.deltas, now, self._versions()),
         )
 
     def _versions(self) -> tuple[int, ...]:
