@@ -228,6 +228,7 @@ def plan_of(
     *,
     revision: int,
     canary_runs: bool = True,
+    canary_awaited: bool = False,
     running: Collection[str] = (),
 ) -> Plan:
     """What gateways are to do.
@@ -238,23 +239,32 @@ def plan_of(
         revision: The plan's.
         canary_runs: Whether there is somebody to connect to; a canary gets its lanes before it
             gets traffic.
+        canary_awaited: Whether it had traffic before this controller began and cannot be asked
+            again yet: stable has all traffic meanwhile.
         running: Applications that run: arms and a shadow get lanes when theirs does.
     """
     about = _about(record, course)
     if course.closed:
         return Plan(revision, (), (), closed=course.closed, about=about)
-    plan = replace(_of_rollout(record, course, revision, canary_runs), about=about)
+    plan = _of_rollout(record, course, revision, canary_runs, canary_awaited)
+    plan = replace(plan, about=about)
     return with_beside(plan, record, course.beside, running)
 
 
-def _of_rollout(record: DeploymentRecord, course: Course, revision: int, canary_runs: bool) -> Plan:
+def _of_rollout(
+    record: DeploymentRecord,
+    course: Course,
+    revision: int,
+    canary_runs: bool,
+    canary_awaited: bool,
+) -> Plan:
     """Stable, and the canary while there is one."""
     variants = [_variant(record, "stable", record.stable)]
     weights = (("stable", 100.0),)
     rollout, canary = course.running, record.canary
     if rollout is None or canary is None or rollout.id != record.rollout_id:
         return Plan(revision, tuple(variants), weights, salt=record.route)
-    config, percent = rollout.config, rollout.percent
+    config, percent = rollout.config, 0.0 if canary_awaited else rollout.percent
     if rollout.phase is Phase.CANARY or canary_runs:
         variants.append(
             _variant(

@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 
 _FORWARD = frozenset({Outcome.STARTED, Outcome.VERIFIED, Outcome.ADVANCED, Outcome.PROMOTED})
 _NOTICES = 20
+_AWAITED = "A controller took over, and not every gateway there can ask the canary yet."
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,12 @@ class Holding:
         self._saved = look.record.state or b""
         self._saved_ms = now
         self._states: Mapping[str, VariantState] = {}
-        self._presence = Presence(timing.gateway, timing.settle, now)
         self._watch = Watch(timing.gateway)
         self._scaler = Scaler()
         self._read(look.record, now)
+        rollout = self.course.running
+        found = "" if rollout is None or rollout.phase is not Phase.CANARY else rollout.id
+        self._presence = Presence(timing.gateway, timing.settle, now, awaited=found)
         self.plan = self._plan(first_revision(look.record.fence))
         self.follow(look, now)
 
@@ -102,6 +105,12 @@ class Holding:
         return f"controller-{self.record.fence}"
 
     @property
+    def _awaits_canary(self) -> bool:
+        """Whether the canary had traffic before this lease, and cannot be asked again yet."""
+        rollout = self.course.running
+        return rollout is not None and rollout.id == self._presence.awaited
+
+    @property
     def unrecorded(self) -> bool:
         """Whether there are decisions that are not saved yet."""
         return bool(self._decisions)
@@ -113,7 +122,12 @@ class Holding:
         runs = state is not None and state.running is Running.RUNNING
         running = {n for n, found in self._states.items() if found.running is Running.RUNNING}
         return plan_of(
-            self.record, self.course, revision=revision, canary_runs=runs, running=running
+            self.record,
+            self.course,
+            revision=revision,
+            canary_runs=runs,
+            canary_awaited=self._awaits_canary,
+            running=running,
         )
 
     def _canary_state(self) -> VariantState | None:
@@ -140,6 +154,7 @@ class Holding:
         """A gateway is there."""
         self._scaler.hear(report, now)
         self._presence.heard(report, now)
+        self.publish()
 
     def count(self, report: Report, now: int) -> None:
         """Take in what a gateway saw, once."""
@@ -173,13 +188,15 @@ class Holding:
             return ()
         for identifier, text in self._watch.notices(now):
             self.notice(identifier, text, now)
-        return self._watch.obstacles(rollout, self.course.bins, now)
+        found = self._watch.obstacles(rollout, self.course.bins, now)
+        return (_AWAITED, *found) if self._awaits_canary else found
 
     def _standing(self) -> frozenset[Signal]:
         """What holds as long as it is told."""
         paused = {Signal.PAUSED} if self.course.paused else set()
         unhealthy = {Signal.STABLE_UNHEALTHY} if self.health is Health.UNHEALTHY else set()
-        return frozenset(paused | unhealthy)
+        awaited = {Signal.CANARY_AWAITED} if self._awaits_canary else set()
+        return frozenset(paused | unhealthy | awaited)
 
     def _tell(self, signal: Signal, reason: str, now: int) -> None:
         self._ticks += 1
@@ -191,6 +208,8 @@ class Holding:
         if rollout is None:
             return
         seen = replace(seen, obstacles=self._obstacles(now))
+        if self._awaits_canary:
+            seen = replace(seen, deltas={})  # nobody is blamed for a canary that could not be asked
         state, actions, decision = advance(rollout, seen, now)
         if decision.outcome in _FORWARD:
             # Counted all the same, with the clock where it was: the tick comes to this again.

@@ -1,5 +1,8 @@
 """Which gateways are there, and whom each can ask.
 
+A canary that had traffic when the controller before this one went may be gone with it. It is
+awaited: until every gateway that is there can ask it, it gets no traffic, and no blame for that.
+
 Example::
 
     presence = Presence(silence_ms=2000, settle_ms=2000, now=now)
@@ -25,9 +28,11 @@ class Presence:
         silence_ms: After which a gateway does not count as there.
         settle_ms: In the beginning, time for gateways to show up.
         now: The time.
+        awaited: The rollout that was found with a canary that had traffic; empty: none was.
     """
 
-    def __init__(self, silence_ms: int, settle_ms: int, now: int) -> None:
+    def __init__(self, silence_ms: int, settle_ms: int, now: int, awaited: str = "") -> None:
+        self.awaited = awaited
         self._silence_ms = silence_ms
         self._settled_ms = now + settle_ms
         self._gateways: dict[str, tuple[int, Mapping[str, int]]] = {}
@@ -38,6 +43,8 @@ class Presence:
         if len(self._gateways) > _MANY:
             late = now - self._silence_ms
             self._gateways = {k: v for k, v in self._gateways.items() if v[0] >= late}
+        if self.awaited and self.connected("canary", now):
+            self.awaited = ""
 
     def connected(self, variant: str, now: int) -> bool:
         """Whether every gateway that is there can ask it: a variant is not blamed for the wait."""

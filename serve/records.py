@@ -36,7 +36,8 @@ class Phase(StrEnum):
 class Signal(StrEnum):
     """What the controller tells besides the counts; in order of precedence, the gravest first.
 
-    ``STABLE_UNHEALTHY`` and ``PAUSED`` hold as long as they are told; the others are told once.
+    ``CANARY_AWAITED``, ``STABLE_UNHEALTHY`` and ``PAUSED`` hold as long as they are told; the
+    others are told once.
     """
 
     STABLE_REVOKED = "stable_revoked"
@@ -48,6 +49,7 @@ class Signal(StrEnum):
     CANARY_UNHEALTHY = "canary_unhealthy"
     START = "start"
     VERIFIED = "verified"
+    CANARY_AWAITED = "canary_awaited"
     STABLE_UNHEALTHY = "stable_unhealthy"
     PAUSED = "paused"
 

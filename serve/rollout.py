@@ -52,6 +52,8 @@ FORMAT = "chancery.rollout/v1"
 GAP_MS = 30_000
 """The longest time between two observations that counts as watched."""
 
+_STANDING = {Signal.CANARY_AWAITED, Signal.STABLE_UNHEALTHY, Signal.PAUSED}  # stop the clock
+
 _SOURCES = 4096  # whose last sequence number is remembered; those heard longest ago are forgotten
 
 
@@ -177,7 +179,7 @@ def advance(state: RolloutState, observation: Observation, now_ms: int) -> Answe
         return _ignored(
             state, observation, now_ms, f"The observation {observation.id} was seen already."
         )
-    stands = bool({Signal.PAUSED, Signal.STABLE_UNHEALTHY} & observation.signals)
+    stands = bool(_STANDING & observation.signals)
     passed = 0 if state.clock_ms is None else min(max(now_ms - state.clock_ms, 0), GAP_MS)
     state = replace(
         state,
@@ -290,6 +292,7 @@ def _judged(state: RolloutState, observation: Observation) -> Answer:
     held = [
         words
         for signal, words in (
+            (Signal.CANARY_AWAITED, "The canary starts again: the step's clock stands."),
             (Signal.STABLE_UNHEALTHY, "Stable is unhealthy: the step's clock stands."),
             (Signal.PAUSED, "Paused by hand: the step's clock stands."),
         )

@@ -10,8 +10,11 @@ import pytest
 from governance.deployment_control import Progress
 from governance.deployment_records import Health, SignalKind
 from governance.errors import UnreachableError
+from serve.cluster import Running, VariantState
 from serve.course import Course
-from tests.unit.serve.deployment_world import World, good, to_first_step, weights
+from serve.records import Phase
+from serve.rollout import why
+from tests.unit.serve.deployment_world import STEP, World, good, to_first_step, versions, weights
 
 
 @pytest.fixture
@@ -38,6 +41,61 @@ def test_another_controller_goes_on_in_the_middle_of_a_step(world: World) -> Non
     world.pass_(5, controller=another)
     assert world.store.outcomes(world.record)[:3] == ["started", "verified", "advanced"]
     assert world.store.outcomes(world.record).count("verified") == 1
+
+
+@pytest.mark.parametrize("gateways", [True, False], ids=["gateways", "no gateway"])
+def test_a_canary_that_went_with_its_controller_is_awaited(world: World, gateways: bool) -> None:
+    """Its replica may start later than stable's: it gets no traffic before, and no blame."""
+    to_first_step(world)
+    world.pass_(1)
+    saved = world.course.rollout
+    assert saved is not None
+    world.cluster.states[world.app(2)] = VariantState(Running.STARTING)
+    another = world.start("another")
+    world.idle(4, another)
+    for _ in range(20):
+        world.idle(1, another)
+        if gateways:
+            report = world.report(good(10, 1.0), good(90), lanes=0)
+            plan = another.exchange(report)
+            assert weights(plan) == {"stable": 100.0}
+            assert versions(plan) == {"stable": "1", "canary": "2"}
+    rollout = world.course.rollout
+    assert rollout is not None
+    assert (rollout.phase, rollout.step) == (Phase.CANARY, 0)
+    assert rollout.watched_ms - saved.watched_ms <= STEP  # saved a moment before the crash
+    assert rollout.judge == saved.judge
+    assert "not every gateway" in " ".join(why(rollout))
+    del world.cluster.states[world.app(2)]
+    world.idle(0.5, another)
+    assert weights(another.exchange(world.report(lanes=0))) == {"stable": 100.0}
+    assert weights(another.exchange(world.report())) == {"canary": 10.0, "stable": 90.0}
+    world.pass_(5, controller=another)
+    assert "advanced" in world.store.outcomes(world.record)
+    assert "not every gateway" not in str(world.course.rollout)
+
+
+def test_a_canary_that_dies_after_it_was_met_again_is_blamed(world: World) -> None:
+    to_first_step(world)
+    world.pass_(1)
+    another = world.start("another")
+    world.idle(4, another)
+    world.pass_(1, controller=another)
+    for _ in range(10):
+        plan = another.exchange(world.report(good(10, 1.0), good(90), lanes=0))
+    assert weights(plan) == {"stable": 100.0}
+    world.idle(0.5, another)
+    assert world.phase is Phase.ROLLED_BACK
+
+
+def test_a_canary_that_cannot_start_again_is_rolled_back(world: World) -> None:
+    to_first_step(world)
+    world.pass_(1)
+    world.cluster.states[world.app(2)] = VariantState(Running.UNHEALTHY, "no such file")
+    another = world.start("another")
+    world.idle(4, another)
+    assert weights(another.exchange(world.report(lanes=0))) == {"stable": 100.0}
+    assert world.phase is Phase.ROLLED_BACK
 
 
 @pytest.mark.parametrize("moment", range(0, 40, 3))

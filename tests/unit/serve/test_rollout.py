@@ -124,6 +124,7 @@ TABLE = {
     Signal.CANARY_UNHEALTHY: (Phase.PENDING, Phase.ROLLED_BACK, Phase.ROLLED_BACK),
     Signal.START: (Phase.VERIFYING, Phase.VERIFYING, Phase.CANARY),
     Signal.VERIFIED: (Phase.PENDING, Phase.CANARY, Phase.CANARY),
+    Signal.CANARY_AWAITED: H,
     Signal.STABLE_UNHEALTHY: H,
     Signal.PAUSED: H,
 }
@@ -286,8 +287,8 @@ def test_the_last_step_has_only_guard_rails() -> None:
     assert "guard.max_error_rate" in " ".join(why(driver.state))
 
 
-@pytest.mark.parametrize("signal", [Signal.STABLE_UNHEALTHY, Signal.PAUSED])
-def test_while_stable_is_ill_or_somebody_looks_nothing_advances(signal: Signal) -> None:
+@pytest.mark.parametrize("signal", [Signal.CANARY_AWAITED, Signal.STABLE_UNHEALTHY, Signal.PAUSED])
+def test_while_a_variant_is_ill_or_somebody_looks_nothing_advances(signal: Signal) -> None:
     driver = in_phase(Phase.CANARY)
     for _ in range(100):
         driver.tell(signal, canary=Delta(5), stable=Delta(45))
