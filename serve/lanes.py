@@ -61,7 +61,7 @@ RemoteLane = Callable[[], Awaitable[tuple[Carrier, Hello]]]
 """Finds a lane to replicas that have no socket here; raises `LaneLostError` when there are none."""
 
 _SIZES = 16
-_LOOK_S = 1.0  # for a replica whose socket is there to say who it is
+_LOOK_S = 1.0  # for a replica that is there to say who it is
 _REMOTE_AGAIN_S = 1.0  # to look for replicas on other nodes is a call to Ray
 _REMOTE_BATCHES = 4  # at a time: a remote lane leads to several replicas, and takes its time
 
@@ -258,7 +258,8 @@ class LanePool:
         """
         lane = self._shortest()
         if lane is None:
-            await self._look_now()
+            # A pool that never had a lane may just have been made, for replicas that run elsewhere.
+            await self._look_now(elsewhere=not hold_s and not self.lanes_lost)
             lane = self._shortest()
         while lane is None:
             if not hold_s:
@@ -337,15 +338,19 @@ class LanePool:
                     await self._look.wait()
                     await asyncio.sleep(0.02)  # many may ask for a look at once
 
-    async def _look_now(self) -> None:
-        """Look for replicas, and wait a moment for those that are there to say who they are."""
+    async def _look_now(self, *, elsewhere: bool) -> None:
+        """Look for replicas, and wait a moment for those that are there to say who they are.
+
+        Args:
+            elsewhere: Wait also for those that have no socket here.
+        """
         self._sweep()
         self._scan()
-        here = {task for name, task in self._connecting.items() if name}
+        asked = {task for name, task in self._connecting.items() if name or elsewhere}
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_S):
-                while here and not self._order:
-                    _, here = await asyncio.wait(here, return_when=asyncio.FIRST_COMPLETED)
+                while asked and not self._order:
+                    _, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
 
     def _sweep(self) -> None:
         for lane in [lane for lane in self._order if lane.lost]:

@@ -383,6 +383,76 @@ def test_a_remote_lane_that_is_found_after_a_socket_is_not_used(folder: Path) ->
     run(test)
 
 
+class Elsewhere:
+    """Replicas on another node, which are found when they may be."""
+
+    def __init__(self) -> None:
+        self.asked, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self) -> tuple[Any, Hello]:
+        self.asked.set()
+        await self.may_end.wait()
+
+        async def carry(batch: list[Any]) -> list[Answer]:
+            return [Answer(200, b"far") for _ in batch]
+
+        return carry, Hello.of(scorer())
+
+
+def test_who_comes_while_the_first_remote_lane_is_found_waits_for_it(folder: Path) -> None:
+    async def test() -> None:
+        remote = Elsewhere()
+        pool = LanePool(folder, remote=remote, rescan_s=60)
+        pool.start()
+        await remote.asked.wait()
+        ask = asyncio.ensure_future(pool.ask(JSON, body((1, 2)), 5))
+        await asyncio.sleep(0.05)
+        assert not ask.done()
+        remote.may_end.set()
+        assert (await ask)[0].body == b"far"
+        await pool.close()
+
+    run(test)
+
+
+def test_a_pool_that_lost_its_lanes_refuses_while_a_remote_one_is_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "_LOOK_S", 60)
+
+    async def test() -> None:
+        remote = Elsewhere()
+        model = await SocketModel.start(folder / "a.sock", scorer())
+        pool = await pool_of(folder, remote=remote)
+        await model.close()
+        await remote.asked.wait()
+        with pytest.raises(LaneLostError):
+            await pool.ask(JSON, body((1, 2)), 5)
+        await pool.close()
+
+    run(test)
+
+
+def test_who_may_be_held_waits_where_it_is_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a replica is started, while Ray is still asked whether there is one elsewhere."""
+    monkeypatch.setattr(lanes, "_LOOK_S", 60)
+
+    async def test() -> None:
+        remote = Elsewhere()
+        pool = LanePool(folder, remote=remote, rescan_s=60)
+        pool.start()
+        await remote.asked.wait()
+        ask = asyncio.ensure_future(pool.ask(JSON, body((1, 2)), 5, hold_s=20))
+        await until(lambda: pool.room.held == 1)
+        remote.may_end.set()
+        assert (await ask)[0].body == b"far"
+        await pool.close()
+
+    run(test)
+
+
 def test_time_runs_out_and_queues_are_full(folder: Path) -> None:
     async def silent() -> tuple[Any, Hello]:
         async def carry(batch: list[Any]) -> list[Answer]:
