@@ -40,8 +40,15 @@ class Siblings:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Answer the others."""
-        self._server = await asyncio.start_unix_server(self._tell, self._path)
+        """Answer the others.
+
+        The socket appears under its name only when it listens: whoever finds it and is refused
+        knows that its process is dead.
+        """
+        hidden = self._path.with_suffix(".new")
+        hidden.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._tell, hidden)
+        hidden.rename(self._path)
 
     async def _tell(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):

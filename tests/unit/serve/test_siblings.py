@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -65,6 +66,31 @@ def test_whoever_is_asked_answers_for_all_that_live(folder: Path) -> None:
         assert await one.all() == ONE
         await one.close()
         assert list(folder.iterdir()) == []
+
+    uvloop.run(asyncio.wait_for(test(), 20))
+
+
+def test_one_that_does_not_listen_yet_is_not_taken_for_dead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that is bound refuses until somebody listens, as one whose process is dead."""
+
+    async def test() -> None:
+        one, two = Siblings(folder, "1", lambda: ONE), Siblings(folder, "2", lambda: TWO)
+        await one.start()
+        start = asyncio.start_unix_server
+
+        async def scraped_meanwhile(tell: Any, path: Path) -> asyncio.Server:
+            bound = socket.socket(socket.AF_UNIX)
+            bound.bind(str(path))
+            assert await one.all() == ONE
+            return await start(tell, sock=bound)
+
+        monkeypatch.setattr(asyncio, "start_unix_server", scraped_meanwhile)
+        await two.start()
+        assert await one.all() == merged([ONE, TWO])
+        await one.close()
+        await two.close()
 
     uvloop.run(asyncio.wait_for(test(), 20))
 
