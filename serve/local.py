@@ -63,6 +63,7 @@ def serve_locally(name: str, model_uri: str, *, host: str = "127.0.0.1", port: i
     )
     try:
         listening = config.bind_socket()
+        listening.listen(config.backlog)  # whoever reads that it answers may connect
     except (OSError, SystemExit) as error:  # uvicorn says which on standard error
         raise UnreachableError(
             f"{host}:{port} cannot be listened on", "choose another -C port=…"
