@@ -20,9 +20,11 @@ Example::
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -169,10 +171,11 @@ class BlockFolder:
         """A block.
 
         Raises:
-            MalformedRequestError: the file is truncated, changed, or not the block it is named.
+            MalformedRequestError: it is no file, or truncated, changed, or not the block it is
+                named.
             OSError: it cannot be read, or is gone.
         """
-        with open(os.path.join(self.path, entry.name), "rb") as file:
+        with os.fdopen(_opened(os.path.join(self.path, entry.name)), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(min(size, MOST_BYTES) + 1)  # no more room than it takes
         return named_block(data, entry)
@@ -186,7 +189,32 @@ class BlockFolder:
         """Put a block aside, into ``refused/``."""
         aside = self.path / "refused"
         aside.mkdir(exist_ok=True)
-        (self.path / entry.name).rename(aside / entry.name)
+        place = aside / entry.name
+        while place.is_dir():  # a folder with a block's name was put aside before
+            place = place.with_name(f"{place.name}~")
+        (self.path / entry.name).rename(place)
+
+
+def _opened(path: str) -> int:
+    """A file, open for reading. Whatever else has a block's name is not waited for.
+
+    Raises:
+        MalformedRequestError: it is none.
+        OSError: it cannot be opened.
+    """
+    found = -1
+    try:
+        found = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if stat.S_ISREG(os.fstat(found).st_mode):
+            return found
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise
+    if found >= 0:
+        os.close(found)
+    raise MalformedRequestError(
+        f"{os.path.basename(path)} is no regular file", "put blocks themselves into the folder"
+    )
 
 
 def in_order(names: Iterable[str], after: Mapping[str, int] | None = None) -> list[BlockFile]:

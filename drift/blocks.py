@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -53,6 +53,9 @@ _MOST_ROWS = 1 << 22
 _MAGIC = b"ARROW1\0\0"
 _CONTINUES = 0xFFFFFFFF
 _NO_SUM = "00000000"
+_DEEPEST = 64  # lists in lists: Python gives up on some thousands of them, wherever it meets them
+_TOO_DEEP = "lists within lists"
+_LONGEST = 300  # digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +213,9 @@ def from_arrow(data: bytes, name: str = "a block") -> Block:
         raise
     except (pa.ArrowException, ConfigurationError, OSError, StopIteration, struct.error) as error:
         raise _malformed(name, str(error)) from error
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes from outside: whatever it is, it is no block
         raise _malformed(name, f"{type(error).__name__}: {error}") from error
 
 
@@ -293,6 +298,11 @@ def _block_of(document: dict[str, Any], batch: Any) -> Block:
     columns = {name: _column_from_arrow(array, name in coded) for name, array in arrays}
     if columns["time_ms"].dtype != np.int64 or columns["request_row"].dtype != np.int64:
         raise ValueError("its times or rows are no whole numbers")
+    ids = columns.get("request_id")
+    if ids is not None and not (
+        ids.dtype == object and all(one is None or type(one) is str for one in ids)
+    ):
+        raise ValueError("its request ids are no texts")
     plain: dict[str, Any] = {}
     for field_name in _PLAIN:
         kind = int if field_name in ("sequence", "dropped", "sampled_out", "malformed") else str
@@ -304,7 +314,7 @@ def _block_of(document: dict[str, Any], batch: Any) -> Block:
         time_ms=columns["time_ms"],
         inputs=_under("input:", columns),
         outputs=_under("output:", columns),
-        request_id=columns.get("request_id"),
+        request_id=ids,
         request_row=columns["request_row"],
         masked=tuple(map(str, document["masked"])),
         extra=tuple(map(str, document["extra"])),
@@ -332,11 +342,34 @@ def _column_from_arrow(column: Any, is_json: bool) -> Column:
         return values
     listed = column.to_pylist()
     if is_json:
-        listed = [None if value is None else json.loads(value) for value in listed]
+        listed = [None if value is None else _value(value) for value in listed]
     found = np.empty(len(listed), dtype=object)
     for place, value in enumerate(listed):
         found[place] = value
     return found
+
+
+def _value(text: str) -> Any:
+    """A JSON value that whatever counts it can bear, whoever sent it."""
+    try:
+        value = json.loads(text, parse_int=_whole)
+    except RecursionError:
+        return _TOO_DEEP
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [part for one in level if type(one) in (dict, list) for part in _parts(one)]
+        if not level:
+            return value
+    return _TOO_DEEP
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if type(value) is dict else value
+
+
+def _whole(text: str) -> int | float:
+    """Of any length; beyond what a double holds it is infinite."""
+    return int(text) if len(text) <= _LONGEST else float(text)
 
 
 def _malformed(name: str, why: str) -> MalformedRequestError:

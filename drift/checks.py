@@ -14,7 +14,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,9 +28,17 @@ from drift.sample import Sample
 from drift.slices import STRONG_Z, Slice, find_slices
 from drift.verdict import Level
 from drift.verdict import Verdict as WindowVerdict
-from governance.errors import GovernanceError
+from governance.errors import GovernanceError, MalformedRequestError
 
-__all__ = ["DETECTORS", "Check", "Checked", "check", "not_checked", "with_findings"]
+__all__ = [
+    "DETECTORS",
+    "Check",
+    "Checked",
+    "check",
+    "check_kept",
+    "not_checked",
+    "with_findings",
+]
 
 DETECTORS = {"native": ("default",), "alibi": ("tabular", "mmd", "classifier")}
 """What confirms an alarm where a configuration does not say."""
@@ -85,6 +93,32 @@ def check(asked: Check) -> Checked:
         why = error.message if isinstance(error, GovernanceError) else repr(error)
         return Checked((*findings, _slices(Verdict.TROUBLE, why[:500])))
     return Checked(tuple(findings), slices)
+
+
+def check_kept(
+    find: Callable[[], Block | None],
+    profile: DriftProfile,
+    reference: Sample,
+    detectors: Sequence[Detector],
+    *,
+    index: int,
+    limit_s: float,
+) -> Checked:
+    """``check``, of the sample that was kept of a window.
+
+    Args:
+        find: Reads it; None: it is gone.
+        profile, reference, detectors, limit_s: As of ``Check``.
+        index: Of the window.
+    """
+    try:
+        rows = find()
+    except MalformedRequestError as error:
+        return not_checked(detectors, error.message)
+    if rows is None:
+        return not_checked(detectors, "its sample is gone")
+    seed = (index ^ int(profile.digest[:8], 16)) & 0x7FFFFFFF
+    return check(Check(profile, reference, detectors, rows, seed, limit_s))
 
 
 def not_checked(detectors: Sequence[Detector], why: str) -> Checked:

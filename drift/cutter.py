@@ -50,6 +50,7 @@ FORMAT = "chancery.drift-cutter/v1"
 
 _REMEMBERED = 4096
 _MOST_SOURCES = 10_000
+_MOST = 2**53 - 1  # of whatever is told: a source may say that it lost any number of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +369,9 @@ class WindowCutter:
             return
 
         def added(tally: Tally) -> Tally:
-            return replace(tally, **{name: getattr(tally, name) + n for name, n in more.items()})
+            return replace(
+                tally, **{name: min(getattr(tally, name) + n, _MOST) for name, n in more.items()}
+            )
 
         self._untold, self.total = added(self._untold), added(self.total)
 

@@ -94,7 +94,7 @@ class Embedding:
                 continue
             try:
                 row = np.asarray(vector, dtype=np.float64)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
             if row.shape == (self.width,) and not _has_text(vector):
                 projected[place] = self._project(row[None, :])[0]

@@ -13,9 +13,8 @@ What holds, wherever the process is killed:
   reports wait on disk; when ``most_reports`` wait, blocks wait where they are.
 
 Blocks of windows that are still open are kept for a while, so that after a restart the sample of
-the window's rows can be drawn again. A block that cannot be read, or is of another version, is put
-aside (``refused/``) and counted. Our own clock never goes back here: an earlier time counts as the
-latest one seen.
+the window's rows can be drawn again. A block that cannot be read or counted, or is of another
+version, is put aside (``refused/``) and counted. Our own clock does not go back here (``drift.steady_clock``).
 
 Example::
 
@@ -39,7 +38,7 @@ from drift.block_folder import BlockFile
 from drift.block_rows import require_of, rows_of
 from drift.block_store import open_blocks
 from drift.catalogue import build
-from drift.checks import Check, Checked, check, not_checked
+from drift.checks import Checked, check_kept, not_checked
 from drift.cutter import Window, WindowCutter
 from drift.documents import Fields
 from drift.label_files import LabelFolder
@@ -327,18 +326,28 @@ class Monitor:
             windows = self._cutter.add(rows_of(self._profile, block), now_ms=now)
         except FileNotFoundError:
             return  # somebody removed it: its number will be missed
-        except MalformedRequestError as error:
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is in it; nothing of it is counted
             self._refuse(entry, error)
             return
         self._dirty = True
-        for index, places in self._cutter.split:
-            self._counts["rows"] += len(places)
-            self._watch.rows(index, block, places)
-        self._open_rows.add(entry, block, self._cutter.split)
+        try:
+            for index, places in self._cutter.split:
+                self._counts["rows"] += len(places)
+                self._watch.rows(index, block, places)
+            self._open_rows.add(entry, block, self._cutter.split)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            # Half of it is counted here, and nothing in the saved state: from there it goes on.
+            self._refuse(entry, error)
+            raise
         self._judged(windows)
 
-    def _refuse(self, entry: BlockFile, error: MalformedRequestError) -> None:
-        _log.warning("%s: %s", self.watched.subject.key, error)
+    def _refuse(self, entry: BlockFile, error: Exception) -> None:
+        unforeseen = not isinstance(error, MalformedRequestError)
+        _log.warning("%s: %s", self.watched.subject.key, error, exc_info=unforeseen)
         self._counts["refused"] += 1
         self._dirty = True
         self._folder.refuse(entry)
@@ -432,23 +441,16 @@ class Monitor:
 
     def _checked(self, index: int) -> Checked:
         """Runs in a thread of its own; touches nothing but files that nobody changes meanwhile."""
-        assert self.watched.reference is not None
-        try:
-            rows = self.state.sample(index)
-        except MalformedRequestError as error:
-            return not_checked(self._detectors, error.message)
-        if rows is None:
-            return not_checked(self._detectors, "its sample is gone")
-        seed = (index ^ int(self._profile.digest[:8], 16)) & 0x7FFFFFFF
-        asked = Check(
+        watched = self.watched
+        assert watched.reference is not None
+        return check_kept(
+            partial(self.state.sample, index),
             self._profile,
-            self.watched.reference,
+            watched.reference,
             self._detectors,
-            rows,
-            seed,
-            self.watched.check_limit_s,
+            index=index,
+            limit_s=watched.check_limit_s,
         )
-        return check(asked)
 
     def _collect(self) -> bool:
         """Take what threads have done."""

@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,8 @@ def arrow_file(table: Any, codec: str | None = None) -> bytes:
         {"columns": {"input:whole": pa.array([1, None, 3])}},
         {"columns": {"input:list": pa.array([[1], [2], [3]])}},
         {"columns": {"input:bytes": pa.array([b"1", b"2", b"3"])}},
+        {"columns": {"request_id": pa.array([1, 2, 3])}},
+        {"columns": {"request_id": pa.array(["1", "{}", "[]"])}, "json": ["request_id"]},
     ],
     ids=lambda change: re.sub(r" object at 0x[0-9a-f]+", "", str(change)),
 )  # fmt: skip
@@ -180,6 +183,20 @@ def test_facts_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
 
 def test_a_rewritten_block_without_changes_is_read() -> None:
     assert same(from_arrow(rewritten()), block())
+
+
+def test_values_that_python_chokes_on_are_read_as_what_it_bears() -> None:
+    """A client sends them, and nobody else's rows are to suffer for it."""
+    huge, short, deep = "1" + "0" * 5000, "1" + "0" * 30, "[" * 900 + "]" * 900
+    found = from_arrow(
+        rewritten(columns={"input:mixed": pa.array([huge, short, deep])}, json=["input:mixed"])
+    )
+    assert found.inputs["mixed"].tolist() == [math.inf, 10**30, "lists within lists"]
+    flat = json.dumps([0] * 100 + [{"k": [1]}] * 100)
+    found = from_arrow(
+        rewritten(columns={"input:mixed": pa.array([flat] * 3)}, json=["input:mixed"])
+    )
+    assert found.inputs["mixed"][2] == json.loads(flat)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +269,32 @@ def test_half_written_and_foreign_files_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "other.arrow").write_bytes(b"x")
     assert folder.entries() == [entry]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "socket"])
+def test_what_is_no_file_is_refused_at_once(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = BlockFolder(tmp_path / "blocks")
+    entry = folder.write(block())
+    place = folder.path / entry.name
+    place.rename(tmp_path / "elsewhere")
+    for _ in range(2):
+        if kind == "pipe":
+            os.mkfifo(place)
+        elif kind == "folder":
+            place.mkdir()
+        elif kind == "link":
+            place.symlink_to(tmp_path / "elsewhere")
+        else:
+            monkeypatch.chdir(place.parent)  # a socket's path is short
+            with socket.socket(socket.AF_UNIX) as made:
+                made.bind("s")
+            Path("s").rename(place)
+        with pytest.raises(MalformedRequestError, match="no regular file"):
+            folder.read(entry)
+        folder.refuse(entry)
+        assert folder.entries() == []
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

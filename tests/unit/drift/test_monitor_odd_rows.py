@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from drift.block_rows import rows_of
+from drift.embedding import Embedding
 from drift.fitting import fit_profile
+from drift.performance import PerformanceWatch
 from drift.verdict import Level
 from tests.unit.drift.monitor_world import (
     NOW,
@@ -85,6 +89,87 @@ def test_a_block_that_cannot_be_read_is_put_aside(world: World) -> None:
     assert monitor.status.refused_blocks == 1
     assert monitor.status.rows == 500
     assert (world.path / "blocks" / "refused" / spoilt.name).is_file()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_block_at_all_is_put_aside(world: World, kind: str) -> None:
+    for i in range(2):
+        world.blocks.write(block_of(i))
+    place = world.path / "blocks" / world.files[0].name.replace("000000000000~", "000000000007~")
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    monitor = world.monitor()
+    world.run(monitor)
+    assert (monitor.status.refused_blocks, monitor.status.rows) == (1, 500)
+    assert (place.parent / "refused" / place.name).exists()
+
+
+def test_a_block_that_nobody_foresaw_is_put_aside(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is counted, and the others are."""
+
+    def of_two(profile: Any, block: Any) -> Any:
+        if block.sequence == 1:
+            raise ZeroDivisionError("nobody thought of it")
+        return rows_of(profile, block)
+
+    monkeypatch.setattr("drift.monitor.rows_of", of_two)
+    blocks = [block_of(i) for i in range(3)]
+    for one in blocks:
+        world.blocks.write(one)
+    monitor = world.monitor()
+    world.run(monitor)
+    assert monitor.status.refused_blocks == 1
+    assert counted(world) == straight(world, blocks[0], blocks[2])
+    monitor.close()
+    world.run(world.monitor())
+
+
+def test_a_block_that_fails_half_counted_is_met_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The monitor is opened anew from its saved state, which has nothing of it."""
+    plain = PerformanceWatch.rows
+
+    def rows(watch: Any, index: int, block: Any, places: Any) -> None:
+        if block.sequence == 1:
+            raise ZeroDivisionError("nobody thought of it")
+        plain(watch, index, block, places)
+
+    monkeypatch.setattr(PerformanceWatch, "rows", rows)
+    blocks = [block_of(i) for i in range(3)]
+    for one in blocks:
+        world.blocks.write(one)
+    monitor = world.monitor()
+    with pytest.raises(ZeroDivisionError):
+        world.run(monitor)
+    monitor.abandon()
+    world.run(world.monitor())
+    assert counted(world) == straight(world, blocks[0], blocks[2])
+    assert len(list((world.path / "blocks" / "refused").iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_a_vector_of_numbers_without_end_is_unparsable(number: int) -> None:
+    vectors = np.random.default_rng(0).normal(size=(500, 4))
+    embedding = Embedding.fit("text", vectors, directions=2)
+    listed = [*vectors[:3].tolist(), [number] * 4]
+    assert embedding.columns(listed)["text#00"].tolist()[3] == "no vector"
+
+
+def test_a_source_that_lost_more_than_anybody_can_count_is_told(world: World) -> None:
+    world.blocks.write(block_of(0, dropped=10**30))
+    world.blocks.write(block_of(1, dropped=10**30))
+    monitor = world.monitor()
+    world.run(monitor)
+    monitor.close()
+    (report,) = world.notes.reports
+    assert report.to_json()
+    assert report.tally.unrecorded_rows == 2**53 - 1
+    world.run(world.monitor())
 
 
 def test_blocks_of_another_version_are_put_aside(world: World) -> None:
