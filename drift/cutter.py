@@ -11,7 +11,7 @@ order:
   counted as late. A row whose time lies more than ``ahead_ms`` after our own clock is counted as
   ahead, and does not move time on: one replica with a wrong clock makes nobody else late. Late and
   ahead rows are reported by the next window. When a source's clock goes back, its rows are late or
-  not by the same rule.
+  not by the same rule. Rows from before 1970 are late, and those from after the year 9999 ahead.
 - A stretch without rows gives no window; the next window's index tells of the gap.
 
 Windows stay in ``ready`` until ``taken`` says that they were dealt with, and ``to_json`` holds all
@@ -28,7 +28,6 @@ Example::
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -39,16 +38,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from drift.documents import Fields
 from drift.profile import DriftProfile
+from drift.seen_numbers import REMEMBERED, SeenNumbers
 from drift.tables import Table, aligned, clean_name, columns_of
 from drift.window import WindowCounts, count_columns
 from governance.canonical import canonical_json
 from governance.errors import ConfigurationError, MalformedRequestError
 
-__all__ = ["FORMAT", "Rows", "Tally", "Window", "WindowCutter"]
+__all__ = ["FORMAT", "LATEST_MS", "Rows", "Tally", "Window", "WindowCutter"]
 
 FORMAT = "chancery.drift-cutter/v1"
 
-_REMEMBERED = 4096
+LATEST_MS = 253402300799999
+"""The end of the year 9999: with 1970 the bounds of times that anybody can write."""
+
 _MOST_SOURCES = 10_000
 _MOST = 2**53 - 1  # of whatever is told: a source may say that it lost any number of rows
 
@@ -166,7 +168,7 @@ class WindowCutter:
         self._next = 0  # by count: the open window; by time: the first that is not closed
         self._open: dict[int, WindowCounts] = {}
         self._ready: list[Window] = []
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, SeenNumbers] = {}
         self._untold = Tally()
         self.total = Tally()
         """Since the start."""
@@ -177,6 +179,11 @@ class WindowCutter:
     def ready(self) -> tuple[Window, ...]:
         """Closed windows that nobody has taken."""
         return tuple(self._ready)
+
+    @property
+    def newest_ms(self) -> int | None:
+        """Time of the newest row."""
+        return self._newest
 
     @property
     def length(self) -> str:
@@ -220,7 +227,7 @@ class WindowCutter:
             self._tell(duplicate_blocks=1)
             return ()
         times = times.astype(np.int64)
-        kept, late, ahead = self._in_time(times, now_ms + self.ahead_ms)
+        kept, late, ahead = self._in_time(times, self._latest(now_ms))
         pieces = []
         split = tuple(self._split(kept, times))
         for index, places in split:
@@ -255,7 +262,7 @@ class WindowCutter:
         self._remember(source, number)
         if counts.first_ms is None or counts.last_ms is None:
             return ()
-        if counts.last_ms > now_ms + self.ahead_ms:
+        if counts.last_ms > self._latest(now_ms):
             self._tell(ahead_rows=counts.rows)
             return ()
         if counts.first_ms < self._oldest():
@@ -268,6 +275,18 @@ class WindowCutter:
         """Time goes on without rows: close, by time, what nothing can come to any more."""
         return self._close(now_ms) if self.every_ms is not None else ()
 
+    def go_back(self, now_ms: int) -> int:
+        """Our clock had gone ahead, and is right again: what it let in from the future is ahead
+        after all. How long rows are late because later windows are closed already, in ms."""
+        latest = self._latest(now_ms)
+        if self._newest is not None and self._newest > latest:
+            self._newest = None
+        if self.every_ms is None:
+            return 0
+        for index in [index for index in self._open if index * self.every_ms > latest]:
+            self._tell(ahead_rows=self._open.pop(index).rows)
+        return max(0, self._next * self.every_ms - now_ms)
+
     def flush(self) -> tuple[Window, ...]:
         """Close what is open, however few rows it has: at the end of a stream."""
         closed = [self._finished(index) for index in sorted(self._open)]
@@ -277,12 +296,14 @@ class WindowCutter:
 
     def _oldest(self) -> int:
         """The time before which a row is late."""
-        if self._newest is None and self.every_ms is None:
-            return -(2**63)
-        if self.every_ms is None:
-            assert self._newest is not None
-            return self._newest - self.lateness_ms
-        return self._next * self.every_ms if self._next else -(2**63)
+        oldest = 0 if self._newest is None else self._newest - self.lateness_ms
+        if self.every_ms is not None:
+            oldest = max(oldest // self.every_ms, self._next) * self.every_ms
+        return max(oldest, 0)
+
+    def _latest(self, now_ms: int) -> int:
+        """The time after which a row is ahead."""
+        return min(now_ms + self.ahead_ms, LATEST_MS)
 
     def _in_time(self, times: NDArray[np.int64], latest: int) -> tuple[NDArray[np.int64], int, int]:
         """Places of the rows that are; how many come too late, and how many from the future."""
@@ -328,8 +349,10 @@ class WindowCutter:
     def _close(self, time_ms: int) -> tuple[Window, ...]:
         assert self.every_ms is not None
         first = (time_ms - self.lateness_ms) // self.every_ms
-        self._next = max(self._next, first)
-        return tuple(self._finished(i) for i in sorted(self._open) if i < self._next)
+        closed = tuple(self._finished(i) for i in sorted(self._open) if i < first)
+        if closed:  # no further: a clock that was wrong for a moment makes no later row late
+            self._next = max(self._next, closed[-1].index + 1)
+        return closed
 
     def _finished(self, index: int) -> Window:
         window = Window(index, self._open.pop(index), self._untold)
@@ -355,7 +378,7 @@ class WindowCutter:
         return seen is not None and number in seen
 
     def _remember(self, source: str, number: int) -> None:
-        seen = self._seen.pop(source, None) or _Seen(max(-1, number - _REMEMBERED - 1), [])
+        seen = self._seen.pop(source, None) or SeenNumbers(max(-1, number - REMEMBERED - 1), [])
         self._seen[source] = seen  # at the end: heard of last
         lost = seen.add(number)
         forgotten = 0
@@ -443,7 +466,7 @@ class WindowCutter:
             )
             one.done()
         for one in fields.objects("seen"):
-            seen = _Seen(one.integer("floor", least=-1), one.integers("above"))
+            seen = SeenNumbers(one.integer("floor", least=-1), one.integers("above"))
             if any(low >= high for low, high in pairwise([seen.floor, *seen.above])):
                 raise one.wrong("has numbers that do not ascend from its floor")
             cutter._seen[one.text("source")] = seen
@@ -452,31 +475,3 @@ class WindowCutter:
         cutter.total = Tally.from_fields(fields.object("total"))
         fields.done()
         return cutter
-
-
-@dataclass(slots=True)
-class _Seen:
-    """Numbers of one source that came: all up to ``floor``, and those in ``above``, ascending."""
-
-    floor: int
-    above: list[int]
-
-    def __contains__(self, number: int) -> bool:
-        if number <= self.floor:
-            return True
-        place = bisect_left(self.above, number)
-        return place < len(self.above) and self.above[place] == number
-
-    def add(self, number: int) -> int:
-        """Remember a number that is new; how many others were given up for lost."""
-        insort(self.above, number)
-        lost = 0
-        if len(self.above) > _REMEMBERED:
-            lost = self.above[0] - self.floor - 1
-            self.floor = self.above.pop(0)
-        done = 0
-        while done < len(self.above) and self.above[done] == self.floor + 1:
-            self.floor += 1
-            done += 1
-        del self.above[:done]
-        return lost

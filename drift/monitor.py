@@ -14,7 +14,8 @@ What holds, wherever the process is killed:
 
 Blocks of windows that are still open are kept for a while, so that after a restart the sample of
 the window's rows can be drawn again. A block that cannot be read or counted, or is of another
-version, is put aside (``refused/``) and counted. Our own clock does not go back here (``drift.steady_clock``).
+version, is put aside (``refused/``) and counted. Our own clock does not go back, unless it had gone
+far ahead (``drift.steady_clock``).
 
 Example::
 
@@ -29,7 +30,6 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -39,7 +39,7 @@ from drift.block_rows import require_of, rows_of
 from drift.block_store import open_blocks
 from drift.catalogue import build
 from drift.checks import Checked, check_kept, not_checked
-from drift.cutter import Window, WindowCutter
+from drift.cutter import Window
 from drift.documents import Fields
 from drift.label_files import LabelFolder
 from drift.open_rows import OpenRows, as_block
@@ -47,11 +47,12 @@ from drift.performance import PerformanceWatch
 from drift.publishing import Publishing
 from drift.report import Sink, WindowReport
 from drift.status import MonitorStatus
+from drift.steady_clock import SteadyClock
 from drift.verdict import Judge, Level, Verdict
 from drift.watched import Watched
 from drift.workers import Workers
 from governance.clock import now_ms
-from governance.errors import ConfigurationError, MalformedRequestError
+from governance.errors import MalformedRequestError
 
 __all__ = ["Monitor"]
 
@@ -92,7 +93,7 @@ class Monitor:
         self.watched = watched
         self._profile = profile = watched.profile
         profile.require(watched.subject.model, digest=watched.subject.profile)
-        self._clock = clock
+        self._time = clock
         self._together = together
         self._checks = checks
         self._detectors = [
@@ -119,18 +120,11 @@ class Monitor:
     def _open(self, sinks: Mapping[str, Sink], couriers: Workers | None) -> None:
         watched, profile = self.watched, self._profile
         found = self.state.load() or {}
-        self._now = int(found.get("now_ms", 0))
-        self._cutter = WindowCutter(
-            profile,
-            rows=watched.rows,
-            every_ms=watched.every_ms,
-            lateness_ms=watched.lateness_ms,
-            ahead_ms=watched.ahead_ms,
-        )
+        self._clock = SteadyClock(self._time, int(found.get("now_ms", 0)), watched.subject.key)
+        self._cutter = watched.cutter(found["cutter"] if found else None, self.state.database.file)
         self._judge = Judge(profile)
         self._watch = PerformanceWatch(profile, labels=watched.labels is not None)
         if found:
-            self._cutter = self._as_before(found["cutter"])
             self._judge = Judge.from_fields(profile, Fields(found["judge"], "the judge's state"))
             self._watch.restore(found["performance"])
         self._labels_read: list[str] = list(found.get("labels_read", ()))
@@ -139,7 +133,7 @@ class Monitor:
         self._level = Level(found.get("level", Level.OK))
         # Many that begin together are not all checked at once by schedule.
         spread = crc32(watched.subject.key.encode()) % max(1, watched.check_every_ms)
-        self._checked_ms = int(found.get("checked_ms", self._clock() - spread))
+        self._checked_ms = int(found.get("checked_ms", self._time() - spread))
         self._counts: dict[str, int] = {
             name: int(found.get("counts", {}).get(name, 0))
             for name in ("windows", "alerts", "rows", "refused")
@@ -159,23 +153,26 @@ class Monitor:
         self._dirty = self._open_rows.read_again(self._cutter) or not found
         self._judged(self._cutter.ready)
 
-    def _as_before(self, state: Any) -> WindowCutter:
-        """The cutter that was saved, if it cuts as we are told."""
-        fields = Fields(state, "the state of its windows")
-        watched, cutter = self.watched, WindowCutter.from_fields(self._profile, fields)
-        if (cutter.rows, cutter.every_ms) != (watched.rows, watched.every_ms):
-            raise ConfigurationError(
-                f"the state of {watched.subject.key} in {self.state.database.file} has windows of "
-                f"{cutter.length}, and windows of {self._cutter.length} are asked for",
-                "give the windows it has, or another folder for the state",
-            )
-        cutter.lateness_ms, cutter.ahead_ms = watched.lateness_ms, watched.ahead_ms
-        return cutter
+    @property
+    def _now(self) -> int:
+        return self._clock.now_ms
+
+    def _read_clock(self) -> int:
+        waiting = (entry.last_ms for entry in self._folder.entries())
+        if self._clock.went_back(self._cutter.newest_ms, waiting):
+            now = self._now
+            self._clock.blind_for(self._cutter.go_back(now))
+            self._saved_ms, self._checked_ms = min(self._saved_ms, now), min(self._checked_ms, now)
+            self._waits_since = {i: min(since, now) for i, since in self._waits_since.items()}
+            self._published.go_back(now)
+            self._dirty = True
+        return self._now
 
     # -- what the owner asks
 
     @property
     def status(self) -> MonitorStatus:
+        notes = (self._clock.note, *(getattr(one, "note", "") for one in self._detectors))
         return MonitorStatus(
             self.watched.subject.key,
             self._level,
@@ -188,7 +185,7 @@ class Monitor:
             sum(not self._published.everywhere(index) for index in self._reports),
             self._judge.last_index,
             self._published.trouble,
-            tuple(dict.fromkeys(filter(None, (getattr(d, "note", "") for d in self._detectors)))),
+            tuple(dict.fromkeys(filter(None, notes))),
         )
 
     @property
@@ -209,7 +206,7 @@ class Monitor:
         Raises:
             OSError: a folder cannot be used. The monitor is to be closed and opened anew.
         """
-        self._now = now = max(self._now, self._clock())
+        now = self._read_clock()
         did = self._collect()
         full = len(self._reports) >= self.watched.most_reports
         if not full:

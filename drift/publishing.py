@@ -148,6 +148,11 @@ class Publishing:
                 done.seen.append(int(found))
         return done
 
+    def go_back(self, now: int) -> None:
+        """The clock had gone ahead, and is right again."""
+        for way in self._ways.values():
+            way.due_ms = min(way.due_ms, now + way.pause_ms)
+
     def collect(self, now: int) -> bool:
         """Take what the couriers did; whether any report went."""
         out = self._out

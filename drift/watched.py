@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from drift.alibi_process import AlibiProcess
 from drift.block_store import BlockPlace
 from drift.checks import DETECTORS
+from drift.cutter import WindowCutter
+from drift.documents import Fields
 from drift.monitor_state import States
 from drift.profile import DriftProfile
 from drift.report import Subject
@@ -79,3 +82,33 @@ class Watched:
                 f"{self.save_every_ms}",
                 "let at least one report wait, and give checks some time",
             )
+
+    def cutter(self, saved: Any, where: Path) -> WindowCutter:
+        """Of its windows.
+
+        Args:
+            saved: What ``WindowCutter.to_dict`` said; None: it begins.
+            where: It was saved, for errors.
+
+        Raises:
+            ConfigurationError: other windows are asked for than were saved.
+            MalformedRequestError: it is no such state.
+        """
+        new = WindowCutter(
+            self.profile,
+            rows=self.rows,
+            every_ms=self.every_ms,
+            lateness_ms=self.lateness_ms,
+            ahead_ms=self.ahead_ms,
+        )
+        if saved is None:
+            return new
+        cutter = WindowCutter.from_fields(self.profile, Fields(saved, "the state of its windows"))
+        if (cutter.rows, cutter.every_ms) != (self.rows, self.every_ms):
+            raise ConfigurationError(
+                f"the state of {self.subject.key} in {where} has windows of {cutter.length}, and "
+                f"windows of {new.length} are asked for",
+                "give the windows it has, or another folder for the state",
+            )
+        cutter.lateness_ms, cutter.ahead_ms = self.lateness_ms, self.ahead_ms
+        return cutter

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from drift.block_rows import rows_of
+from drift.blocks import Block
 from drift.embedding import Embedding
 from drift.fitting import fit_profile
 from drift.performance import PerformanceWatch
 from drift.verdict import Level
+from governance.drift_reports import DriftReport
 from tests.unit.drift.monitor_world import (
     NOW,
     World,
@@ -66,6 +68,99 @@ def test_a_clock_that_goes_back_loses_no_window(world: World, every_ms: int | No
     total = sum(r.counts.rows + r.tally.ahead_rows + r.tally.late_rows for r in world.notes.reports)
     assert total + monitor._cutter._untold.ahead_rows == 2000
     assert world.notes.indices == sorted(set(world.notes.indices))
+
+
+_YEARS = 20 * 365 * 86_400_000
+_BY_TIME = {"every_ms": 60_000, "lateness_ms": 0}
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the same monitor", "opened again"])
+@pytest.mark.parametrize("sources", [False, True], ids=["our clock", "sources' clocks too"])
+@pytest.mark.parametrize("settings", [{}, _BY_TIME], ids=["by count", "by time"])
+def test_a_clock_that_was_years_ahead_for_a_moment_ends_nothing(
+    world: World, settings: dict[str, Any], sources: bool, again: bool
+) -> None:
+    monitor = world.monitor(**settings)
+    world.blocks.write(block_of(0))
+    world.run(monitor)
+    world.now = NOW + _YEARS
+    if sources:
+        world.blocks.write(block_of(1, time_ms=world.now))
+    world.run(monitor)
+    if again:
+        monitor.save()
+        monitor.close()
+        monitor = world.monitor(**settings)
+    for i in range(2, 20):
+        world.now = NOW + i * 60_000
+        world.blocks.write(block_of(i, time_ms=world.now))
+        world.run(monitor)
+    monitor.flush()
+    world.run(monitor)
+    assert monitor._cutter.total.late_rows == 0
+    reported = sum(report.counts.rows for report in world.notes.reports)
+    assert reported + monitor._cutter.total.ahead_rows == 250 * (19 + sources)
+    assert monitor._cutter.total.ahead_rows in (0, 250 * sources)
+    assert world.notes.indices == sorted(set(world.notes.indices))
+    made = [report.made_ms for report in world.notes.reports]
+    assert max(made[-3:]) <= world.now
+    assert any("hours ahead" in note for note in monitor.status.notes)
+
+
+def test_where_later_windows_were_closed_people_are_told_until_when(world: World) -> None:
+    """Their indices were judged, and are not judged again."""
+    monitor = world.monitor(**_BY_TIME)
+    for i in range(3):
+        world.now = NOW + _YEARS + i * 60_000
+        world.blocks.write(block_of(i, time_ms=world.now))
+        world.run(monitor)
+    world.now = NOW
+    world.blocks.write(block_of(3, time_ms=NOW))
+    world.run(monitor)
+    assert monitor._cutter.total.late_rows == 250
+    (note,) = monitor.status.notes
+    assert "rows are late until then" in note
+
+
+def test_a_clock_that_is_wrong_itself_is_not_followed(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A machine that begins in 1970, until the network tells the time."""
+    monitor = world.monitor()
+    world.blocks.write(block_of(0))
+    world.run(monitor)
+    monitor.close()
+    world.now = 1000
+    monitor = world.monitor()
+    world.blocks.write(block_of(1))
+    world.run(monitor)
+    assert monitor.status.rows == 500
+    assert monitor._cutter.total.ahead_rows == 0
+    assert any("behind the rows that came" in note for note in monitor.status.notes)
+    assert caplog.text.count("behind the rows that came") == 1
+    world.now = NOW + 3_600_000
+    world.blocks.write(block_of(2, time_ms=world.now))
+    world.run(monitor)
+    assert monitor.status.rows == 750
+    assert monitor.status.notes == ()
+
+
+def test_rows_with_times_that_nobody_can_write_are_told_and_reports_can_be_read(
+    world: World,
+) -> None:
+    for i, time in enumerate((-86_400_000, -9_900_000_000_000_000, NOW)):
+        one = block_of(i, rows=700, time_ms=time)
+        one.time_ms[-1:] = NOW
+        world.blocks.write(Block(**{**vars(one)}))
+    monitor = world.monitor()
+    world.run(monitor)
+    monitor.close()
+    monitor = world.monitor()
+    world.run(monitor)
+    (report,) = world.notes.reports
+    assert DriftReport.parse(report.to_json()).first_ms == NOW
+    assert monitor._cutter.total.late_rows == 2 * 699
+    assert monitor._cutter.total.ahead_rows == 0
 
 
 def test_windows_by_time_wait_for_blocks_that_lie_there(world: World) -> None:
