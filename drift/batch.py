@@ -20,15 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drift.blocks import Block
 from drift.columns import Column, columns_of, typed
+from drift.cutter import LATEST_MS
 from drift.privacy import Action, Privacy
 from governance.errors import ConfigurationError, MalformedRequestError
 
-__all__ = ["Batch", "blocks_of_frame", "blocks_of_parquet"]
+__all__ = ["Batch", "blocks_of_frame", "blocks_of_parquet", "require_times"]
 
 Columns = Mapping[str, Any]
+
+_UNITS = {"microseconds": 10**17, "nanoseconds": 2**63}
 
 
 @dataclass(frozen=True)
@@ -165,10 +169,35 @@ def _times(columns: Columns, batch: Batch, rows: int, name: str) -> Column:
     values = columns[batch.time]
     values = values.to_numpy() if hasattr(values, "to_numpy") else np.asarray(values)
     if values.dtype.kind == "M" and not np.isnat(values).any():
-        return values.astype("datetime64[ms]").astype(np.int64)
-    if values.dtype.kind in "iu":
-        return values.astype(np.int64)
+        values = values.astype("datetime64[ms]").astype(np.int64)
+    if values.dtype.kind not in "iu":
+        raise MalformedRequestError(
+            f"{name}: column {batch.time!r} holds no times",
+            "give whole milliseconds since the epoch, or dates, one for every row",
+        )
+    require_times(values, batch.time, name)
+    return values.astype(np.int64)
+
+
+def require_times(values: NDArray[np.integer[Any]], column: str, name: str) -> None:
+    """That whole numbers are milliseconds of the years 1970 to 9999.
+
+    Args:
+        values: (n,) of rows.
+        column: That holds them.
+        name: Of the data, for the error.
+
+    Raises:
+        MalformedRequestError: one of them is not; says what they look like.
+    """
+    if not len(values) or (values.min() >= 0 and values.max() <= LATEST_MS):
+        return
+    worst = int(values.min() if values.min() < 0 else values.max())
+    what = next((unit for unit, most in _UNITS.items() if worst <= most), "a broken clock's times")
     raise MalformedRequestError(
-        f"{name}: column {batch.time!r} holds no times",
-        "give whole milliseconds since the epoch, or dates, one for every row",
+        f"{name}: column {column!r} holds {worst}, which is before 1970"
+        if worst < 0
+        else f"{name}: column {column!r} holds {worst}, after the year 9999 in milliseconds; they "
+        f"look like {what}",
+        "give milliseconds since 1970, or dates",
     )

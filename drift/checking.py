@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drift.batch import require_times
 from drift.catalogue import build
 from drift.checks import DETECTORS
 from drift.cutter import Rows, WindowCutter
@@ -173,10 +174,11 @@ class Check:
             except (TypeError, ValueError) as error:
                 raise _no_times(path, asked.time) from error
         if values.dtype.kind == "M" and not np.isnat(values).any():
-            return values.astype("datetime64[ms]").astype(np.int64)
-        if values.dtype.kind in "iu":
-            return values.astype(np.int64)
-        raise _no_times(path, asked.time)
+            values = values.astype("datetime64[ms]").astype(np.int64)
+        if values.dtype.kind not in "iu":
+            raise _no_times(path, asked.time)
+        require_times(values, asked.time, str(path))
+        return values.astype(np.int64)
 
     def _confirm(
         self, columns: Columns, index: int

@@ -86,6 +86,9 @@ def test_an_empty_frame_has_no_blocks() -> None:
         (frame(), {"time": "when"}, "'when'"),
         (frame().assign(at="noon"), {}, "no times"),
         (frame().assign(at=pd.NaT), {}, "no times"),
+        (frame().assign(at=1_800_000_000_000_000), {}, "'at' holds .* look like microseconds"),
+        (frame().assign(at=1_800_000_000_000_000_000), {}, "'at' holds .* look like nanoseconds"),
+        (frame().assign(at=pd.Timestamp("1969-12-31")), {}, "'at' holds .* before 1970"),
         (frame().set_axis(["a", "a", "score", "at", "key", "label"], axis=1), {}, "same name"),
     ],
 )

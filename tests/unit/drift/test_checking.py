@@ -290,6 +290,11 @@ def test_what_is_asked_must_be_there(world: World, tmp_path: Path) -> None:
         world.check(path, label="truth")
     with pytest.raises(MalformedRequestError, match="'region' holds no times"):
         world.check(path, time="region")
+    for unit in ("micro", "nano"):
+        many = 10**3 if unit == "micro" else 10**6
+        scores = world.live(WINDOW).assign(at=np.int64(NOW) * many)
+        with pytest.raises(MalformedRequestError, match=f"'at' holds .* {unit}seconds"):
+            world.check(_written(scores, tmp_path / f"{unit}.parquet"), time="at")
     with pytest.raises(ConfigurationError, match="windows of 401 rows"):
         world.check(path, window=401)
     mixed = _folder(tmp_path / "mixed")
