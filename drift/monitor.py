@@ -139,8 +139,7 @@ class Monitor:
             for name in ("windows", "alerts", "rows", "refused")
         }
         self._new_alerts = 0
-        self._acknowledged = int(found.get("acknowledged", -1))
-        self._published = Publishing(self.state, sinks, couriers, found.get("published", {}))
+        self._published = Publishing(self.state, sinks, couriers, found)
         self._asked: dict[int, Future[Checked]] = {}
         waiting = set(self.state.waiting)
         self._waits_since = {i: self._now for i in self._reports if i in waiting}
@@ -172,7 +171,8 @@ class Monitor:
 
     @property
     def status(self) -> MonitorStatus:
-        notes = (self._clock.note, *(getattr(one, "note", "") for one in self._detectors))
+        notes = [self._clock.note, *self._published.notes]
+        notes += [getattr(one, "note", "") for one in self._detectors]
         return MonitorStatus(
             self.watched.subject.key,
             self._level,
@@ -226,9 +226,7 @@ class Monitor:
         """Hand over what a saved state names; whether a sink took any at once."""
         went = self._published.go_on(self._to_publish(), self._now)
         self._told |= went
-        seen = self._published.acknowledged
-        if seen is not None and seen > self._acknowledged:
-            self._acknowledged = seen
+        if self._published.acknowledged():
             self.acknowledge()
         return went
 
@@ -261,10 +259,9 @@ class Monitor:
                 "performance": self._watch.to_dict(),
                 "labels_read": self._labels_read,
                 "reports": left,
-                "published": self._published.to_dict(),
+                **self._published.to_dict(),
                 "level": self._level.value,
                 "checked_ms": self._checked_ms,
-                "acknowledged": self._acknowledged,
                 "counts": self._counts,
             },
             done,

@@ -9,8 +9,14 @@ handing over takes longer than that.
 
 A sink that has a method ``close()`` is told the end, to finish what it puts off.
 
+A report that a sink refuses (it is not away: it says that this report cannot be) is offered to it
+twelve times, over a quarter of an hour, and then put aside: written as it is to ``refused/`` beside
+the states, told, and left out, so that later ones get there. The other sinks have it.
+
 A sink may know what people acknowledged: where it has a method ``acknowledged()``, it is asked with
-each report for the index of the last window whose alarm somebody has seen, or None.
+each report for the index of the last window whose alarm somebody has seen, or None. What it says
+first is what was seen before; another answer later is news. Answers are compared for equality
+alone: indices begin anew with a new folder for the state.
 
 Example::
 
@@ -26,11 +32,20 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from drift.monitor_state import MonitorState
+from drift.places import subject_folder
 from drift.report import Sink
 from drift.workers import Workers
-from governance.errors import GovernanceError
+from governance.errors import (
+    ConflictError,
+    GovernanceError,
+    MalformedRequestError,
+    RefusedError,
+    TooManyRequestsError,
+)
 
 __all__ = ["Publishing"]
 
@@ -39,6 +54,9 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_MS = 1_000
 _LONGEST_PAUSE_MS = 300_000
 _AT_ONCE = 16  # reports of one call
+_ATTEMPTS = 12  # until a report that is refused is put aside
+_REFUSALS = (MalformedRequestError, RefusedError)
+_FOR_NOW = (ConflictError, TooManyRequestsError)  # of them
 
 
 @dataclass(slots=True)
@@ -50,15 +68,25 @@ class _Way:
     pause_ms: int = 0
     due_ms: int = 0
     trouble: str = ""
+    refused: int | None = None  # the report that it refuses
+    attempts: int = 0  # of that report
+    aside: int = 0  # reports
+    asked: bool = False  # what was acknowledged
+    seen: int | None = None
+    news: bool = False
+
+
+_KEPT = ("refused", "attempts", "aside", "asked", "seen")
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What a call did: the last index each sink took, and what it did not like."""
+    """What a call did: the last index each sink took, and what it did not like or refused."""
 
     last: dict[str, int] = field(default_factory=dict)
     trouble: dict[str, str] = field(default_factory=dict)
-    seen: list[int] = field(default_factory=list)
+    refused: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, int | None] = field(default_factory=dict)
 
 
 class Publishing:
@@ -68,7 +96,7 @@ class Publishing:
         state: Where the reports lie.
         sinks: By name, in order.
         couriers: Who calls them; None: ``go_on`` itself.
-        published: What ``to_dict`` said.
+        saved: What ``to_dict`` said.
     """
 
     def __init__(
@@ -76,14 +104,16 @@ class Publishing:
         state: MonitorState,
         sinks: Mapping[str, Sink],
         couriers: Workers | None,
-        published: Mapping[str, int],
+        saved: Mapping[str, Any],
     ) -> None:
         self._state = state
         self._couriers = couriers
-        self._ways = {name: _Way(sink, published.get(name)) for name, sink in sinks.items()}
+        last = saved.get("published", {})
+        self._ways = {name: _Way(sink, last.get(name)) for name, sink in sinks.items()}
+        for name, way in self._ways.items():
+            for one, value in saved.get("sinks", {}).get(name, {}).items():
+                setattr(way, one, value)
         self._out: Future[_Done] | None = None
-        self.acknowledged: int | None = None
-        """The last window whose alarm somebody has seen, as sinks said since the start."""
 
     @property
     def busy(self) -> bool:
@@ -95,13 +125,38 @@ class Publishing:
         """Why sinks do not take reports now."""
         return {name: way.trouble for name, way in self._ways.items() if way.trouble}
 
+    @property
+    def notes(self) -> list[str]:
+        """What people must know."""
+        return [
+            f"the sink {name} refused {way.aside} reports for good; they are in {self._aside}"
+            for name, way in self._ways.items()
+            if way.aside
+        ]
+
+    @property
+    def _aside(self) -> Path:
+        return self._state.database.file.parent / "refused"
+
+    def acknowledged(self) -> bool:
+        """Whether somebody has seen an alarm since this was asked before."""
+        news = [way for way in self._ways.values() if way.news]
+        for way in news:
+            way.news = False
+        return bool(news)
+
     def everywhere(self, index: int) -> bool:
         """Whether every sink took the report."""
         return all(way.last is not None and way.last >= index for way in self._ways.values())
 
-    def to_dict(self) -> dict[str, int]:
-        """The last index that each sink took."""
-        return {name: way.last for name, way in self._ways.items() if way.last is not None}
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the last index that each sink took, and what else is known of each."""
+        return {
+            "published": {n: way.last for n, way in self._ways.items() if way.last is not None},
+            "sinks": {
+                n: {one: getattr(way, one) for one in _KEPT} for n, way in self._ways.items()
+            },
+        }
 
     def go_on(self, indices: Sequence[int], now: int) -> bool:
         """Hand reports over to sinks that can be asked now; whether any was taken at once."""
@@ -130,6 +185,8 @@ class Publishing:
                     self._ways[name].sink.publish(report)
                 except (OSError, GovernanceError) as error:
                     done.trouble[name] = str(error) or repr(error)
+                    if isinstance(error, _REFUSALS) and not isinstance(error, _FOR_NOW):
+                        done.refused[name] = index
                 except Exception as error:  # noqa: BLE001 - somebody else's; told, and asked again
                     _log.exception("%s: the sink %s raised", report.subject.key, name)
                     done.trouble[name] = repr(error)
@@ -144,8 +201,7 @@ class Publishing:
             except Exception as error:  # noqa: BLE001 - the next report asks again
                 _log.warning("the sink %s does not say what was acknowledged: %s", name, error)
                 continue
-            if found is not None:
-                done.seen.append(int(found))
+            done.seen[name] = None if found is None else int(found)
         return done
 
     def go_back(self, now: int) -> None:
@@ -184,11 +240,38 @@ class Publishing:
         for name, last in done.last.items():
             way = self._ways[name]
             way.last, way.pause_ms, way.due_ms, way.trouble = last, 0, 0, ""
+            way.refused, way.attempts = None, 0
         for name, why in done.trouble.items():
             self._failed(self._ways[name], why, now)
-        if done.seen:
-            self.acknowledged = max(done.seen)
-        return bool(done.last)
+        for name, index in done.refused.items():
+            self._refused(name, index)
+        for name, seen in done.seen.items():
+            way = self._ways[name]
+            way.news |= way.asked and seen is not None and seen != way.seen
+            way.asked, way.seen = True, seen
+        return bool(done.last or done.refused)
+
+    def _refused(self, name: str, index: int) -> None:
+        way = self._ways[name]
+        way.attempts = way.attempts + 1 if way.refused == index else 1
+        way.refused = index
+        if way.attempts < _ATTEMPTS:
+            return
+        try:
+            report, one = self._state.report(index), self._state.report(index).subject
+            folder = subject_folder(self._aside, one.model, one.version, one.deployment)
+            folder.mkdir(parents=True, exist_ok=True)
+            place = folder / f"{index:016d}-{report.digest[:12]}.json"
+            place.write_bytes(report.to_json())
+        except (OSError, GovernanceError) as error:
+            way.trouble = f"{way.trouble}; it cannot be put aside: {error}"
+            return
+        _log.error(
+            "%s: the sink %s refused the report %d for good, which is put aside in %s: %s",
+            self._state.subject, name, index, place, way.trouble,
+        )  # fmt: skip
+        way.last, way.refused, way.attempts, way.aside = index, None, 0, way.aside + 1
+        way.pause_ms = way.due_ms = 0
 
     def _failed(self, way: _Way, why: str, now: int) -> None:
         if not way.trouble:

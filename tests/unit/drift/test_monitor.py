@@ -9,6 +9,9 @@ import pytest
 from drift.cutter import Rows, WindowCutter
 from drift.verdict import Level
 from governance.errors import (
+    ConflictError,
+    MalformedRequestError,
+    TooManyRequestsError,
     UnreachableError,
 )
 from tests.unit.drift.monitor_world import (
@@ -233,6 +236,71 @@ def test_a_sink_that_raises_what_it_should_not_is_asked_again(world: World) -> N
     assert world.notes.indices == [0]
 
 
+class Picky(Notes):
+    """Refuses one window, as a registry that cannot read its report."""
+
+    def __init__(self, refuses: int = 1) -> None:
+        super().__init__()
+        self.refuses = refuses
+        self.error: Exception = MalformedRequestError("the report has a time that cannot be")
+
+    def publish(self, report: Any) -> None:
+        if report.verdict.index == self.refuses:
+            self.asked += 1
+            raise self.error
+        super().publish(report)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_report_that_is_refused_for_good_holds_up_no_other(world: World, restarted: bool) -> None:
+    picky = Picky()
+    world.sinks = {"picky": picky, "notes": Notes()}
+    monitor = world.monitor()
+    for i in range(8):
+        world.blocks.write(block_of(i))
+    for _ in range(30):
+        world.run(monitor)
+        world.now += 300_000
+        if restarted:  # as with `--once`
+            monitor.close()
+            monitor = world.monitor()
+    assert world.notes.indices == [0, 1, 2, 3]
+    assert picky.indices == [0, 2, 3]
+    (file,) = (world.path / "state").rglob("refused/fraud/7/_/*.json")
+    assert file.read_bytes() == world.notes.reports[1].to_json()
+    assert monitor.status.trouble == {}
+    assert monitor.status.waiting_reports == 0
+    assert any("picky refused 1 report" in note for note in monitor.status.notes)
+    monitor.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnreachableError("away"),
+        TooManyRequestsError("later"),
+        ConflictError("somebody was first"),
+        OSError("away"),
+    ],
+    ids=repr,
+)
+def test_what_a_sink_does_not_take_now_is_never_put_aside(world: World, error: Exception) -> None:
+    picky = Picky(refuses=0)
+    picky.error = error
+    world.sinks = {"picky": picky}
+    monitor = world.monitor()
+    for i in range(4):
+        world.blocks.write(block_of(i))
+    for _ in range(30):
+        world.run(monitor)
+        world.now += 300_000
+    assert picky.asked == 30
+    assert monitor.status.waiting_reports == 2
+    picky.refuses = -1
+    world.run(monitor)
+    assert picky.indices == [0, 1]
+
+
 def test_an_acknowledged_alarm_begins_anew(world: World) -> None:
     for i in range(8):
         world.blocks.write(block_of(i, shift=2.5))
@@ -308,3 +376,31 @@ def test_a_sink_tells_what_was_acknowledged_and_it_counts_once(world: World) -> 
     again = world.monitor()
     world.run(again)
     assert again.status.level is not Level.OK  # what was acknowledged before resets nothing
+
+
+def test_what_was_acknowledged_in_another_life_is_no_news_and_what_is_later_is(
+    world: World,
+) -> None:
+    """With a new folder for the state, indices begin at 0 again."""
+
+    class Alerts(Notes):
+        seen: int | None = 900
+
+        def acknowledged(self) -> int | None:
+            return self.seen
+
+    alerts = Alerts()
+    world.sinks = {"alerts": alerts}
+    monitor = world.monitor()
+    for i in range(8):
+        world.blocks.write(block_of(i, shift=2.5))
+    world.run(monitor)
+    for i in range(8, 10):  # well again, and nobody has seen the alarm
+        world.blocks.write(block_of(i))
+    world.run(monitor)
+    assert monitor.status.level is not Level.OK
+    alerts.seen = 4
+    for i in range(10, 14):
+        world.blocks.write(block_of(i))
+    world.run(monitor)
+    assert monitor.status.level is Level.OK
