@@ -160,7 +160,10 @@ def _send(letter: _Letter) -> _Failure | None:
     if not service.add(letter.url):
         return _Failure("Apprise does not understand its URL", final=True)
     try:
-        told = service.notify(title=letter.title, body=letter.body)
+        # Text, not what a service takes by itself: clients' values are in it, and a mail is HTML.
+        told = service.notify(
+            title=letter.title, body=letter.body, body_format=apprise.NotifyFormat.TEXT
+        )
     except Exception as error:  # noqa: BLE001 - its words may hold the URL
         return _Failure(type(error).__name__)
     return None if told else _Failure("the service did not take it")

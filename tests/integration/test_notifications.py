@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import email
 import logging
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +54,52 @@ def test_the_owner_and_everybody_are_told_what_and_what_to_do(inbox: Hook) -> No
     assert "models:/fraud/3 on the route 'fraud'" in message["title"]
     for words in ("Owner: ann", "age > 52.5", "chancery drift quarantine aaaaaaaaaaaa"):
         assert words in message["message"]
+
+
+class Postbox(socketserver.StreamRequestHandler):
+    """Takes mail, as far as ``smtplib`` asks."""
+
+    letters: list[bytes]
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 postbox\r\n")
+        for line in self.rfile:
+            word = line[:4].upper()
+            self.wfile.write(b"354 go on\r\n" if word == b"DATA" else b"250 well\r\n")
+            if word == b"DATA":
+                self.letters.append(b"".join(iter(self.rfile.readline, b".\r\n")))
+                self.wfile.write(b"250 taken\r\n")
+            if word == b"QUIT":
+                return
+
+
+def test_a_mail_shows_what_clients_sent_and_is_none_of_it() -> None:
+    """A client's category is in a slice's text: no link of theirs is in a mail of ours."""
+    Postbox.letters = []
+    link = '<a href="http://evil.example/">log in</a>'
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Postbox) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        url = f"mailto://127.0.0.1:{port}?from=us@example.org&to=ann@example.org"
+        book = AddressBook((f"{url}&format=html", f"{url}&format=text"))
+        notifier = Notifier(book, attempts=1)
+        notifier.tell(replace(alert(), slices=({"text": f"town = {link}"},)))
+        notifier.close(60)
+        server.shutdown()
+    parts = [
+        part
+        for letter in Postbox.letters
+        for part in email.message_from_bytes(letter).walk()
+        if not part.is_multipart()
+    ]
+    pages, texts = [], []
+    for part in parts:
+        text = part.get_payload(decode=True)
+        assert isinstance(text, bytes)
+        (pages if part.get_content_subtype() == "html" else texts).append(text.decode())
+    assert pages
+    assert all("evil.example" in page and "<a" not in page for page in pages)
+    assert any(link in text for text in texts)
 
 
 def test_a_failure_is_tried_again(inbox: Hook) -> None:
