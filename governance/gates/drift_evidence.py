@@ -25,6 +25,7 @@ from governance.canonical import Manifest, parse_json
 from governance.database import ledger_entries, outbox
 from governance.deployment_records import time_text
 from governance.drift_reports import DriftReport
+from governance.drift_tables import drift_alerts
 from governance.errors import GovernanceError, LedgerError
 from governance.events import EventName
 from governance.ledger.log import Entry
@@ -34,7 +35,7 @@ from governance.signing.roots import TrustRoots
 
 __all__ = ["Prover", "read_drift"]
 
-_MOST = 1000  # alerts of one version
+_AT_ONCE = 500  # alerts that are read together
 
 
 class Prover(Protocol):
@@ -143,28 +144,50 @@ def _event(connection: Connection, event_id: str) -> dict[str, Any] | None:
 
 
 def _open_alerts(connection: Connection, ledger: Prover, candidate: Candidate) -> Iterable[str]:
-    stored = drift_records.list_alerts(connection, version_uid=candidate.version_uid, limit=_MOST)
-    known = {one.alert.identity.number: one.alert for one in stored}
     number = 0
-    while True:
-        number += 1
-        alert = known.pop(number, None)
-        if alert is None:
-            opened = drift_records.alert_event_id(candidate.version_uid, number)
-            if _event(connection, opened) is not None:
-                yield f"alert number {number} is on the ledger, and its row was removed"
-                continue
-            if not known:
-                return
-            yield f"alert number {number} is nowhere, though there are later ones"
-            continue
-        if alert.live:
+    for found, alert in _by_number(connection, candidate.version_uid):
+        yield from _missing(connection, candidate, range(number + 1, found))
+        number = found
+        if alert.identity.number != found or alert.identity.version_uid != candidate.version_uid:
+            yield f"alert number {found} is another one in its row, which was changed"
+        elif alert.live:
             yield (
                 f"alert {alert.alert_id[:12]} ({alert.level.value}, {alert.owner}'s) is "
                 f"{alert.state.value} since {time_text(alert.opened_ms)}"
             )
         elif (doubt := _not_closed(connection, ledger, alert)) is not None:
             yield f"alert {alert.alert_id[:12]} {doubt}"
+    while _event(connection, drift_records.alert_event_id(candidate.version_uid, number + 1)):
+        number += 1
+        yield f"alert number {number} is on the ledger, and its row was removed"
+
+
+def _by_number(connection: Connection, version_uid: str) -> Iterable[tuple[int, Alert]]:
+    """All alerts of a version, some at a time: there may be any number of them."""
+    columns, after = drift_alerts.c, 0
+    while True:
+        rows = connection.execute(
+            select(columns.number, columns.document)
+            .where(columns.version_uid == version_uid, columns.number > after)
+            .order_by(columns.number)
+            .limit(_AT_ONCE)
+        ).all()
+        for row in rows:
+            yield row.number, Alert.from_dict(json.loads(row.document))
+        if len(rows) < _AT_ONCE:
+            return
+        after = rows[-1].number
+
+
+def _missing(connection: Connection, candidate: Candidate, numbers: range) -> Iterable[str]:
+    for number in numbers[:_AT_ONCE]:
+        opened = drift_records.alert_event_id(candidate.version_uid, number)
+        if _event(connection, opened) is not None:
+            yield f"alert number {number} is on the ledger, and its row was removed"
+        else:
+            yield f"alert number {number} is nowhere, though there are later ones"
+    if len(numbers) > _AT_ONCE:
+        yield f"alerts up to number {numbers[-1]} are missing too"
 
 
 def _not_closed(connection: Connection, ledger: Prover, alert: Alert) -> str | None:

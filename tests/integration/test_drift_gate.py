@@ -232,6 +232,28 @@ def test_an_alert_that_is_closed_or_removed_in_its_table_only_is_open(gate: Gate
     assert "its row was removed" in gate.found("alerts").found
 
 
+def test_any_number_of_alerts_that_are_closed_and_proven_stop_nothing(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read some at a time."""
+    monkeypatch.setattr("governance.gates.drift_evidence._AT_ONCE", 3)
+    for _ in range(7):
+        gate.store.close(gate.see(Level.ALERT).alert.alert_id, "a holiday")
+    gate.see()
+    assert gate.found("alerts").met, gate.found("alerts")
+    with gate.sql() as connection:
+        connection.execute(drift_alerts.delete().where(drift_alerts.c.number.in_((1, 4, 7))))
+    found = gate.found("alerts").found
+    for number in (1, 4, 7):
+        assert f"alert number {number} is on the ledger, and its row was removed" in found
+    with gate.sql() as connection:
+        columns = drift_alerts.c
+        connection.execute(drift_alerts.update().where(columns.number == 6).values(number=10**9))
+    assert (
+        "alert number 6 is on the ledger" in gate.found("alerts").found
+    )  # and no end is waited for
+
+
 def test_tags_say_nothing_to_the_gate(gate: Gate) -> None:
     """Attack: tags edited by hand so that the version looks healthy."""
     client, version = gate.scenario.client, str(gate.version)
