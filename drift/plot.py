@@ -69,7 +69,9 @@ def over_time(history: History, profile: DriftProfile, name: str, form: str = "p
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots(count, 1, sharex=True, height_ratios=(1.3, 1.0, 1.0)[:count])
-        figure.suptitle(f"{name}: drift over time", x=0.01, ha="left", fontsize=14, weight="bold")
+        figure.suptitle(
+            f"{_as_it_is(name)}: drift over time", x=0.01, ha="left", fontsize=14, weight="bold"
+        )
         _draw_esr(axes[0], points, profile)
         _draw_psi(axes[1], points)
         if estimated:
@@ -111,7 +113,7 @@ def heat_map(history: History, profile: DriftProfile, name: str, form: str = "pn
 
         ax = figure.subplots()
         figure.suptitle(
-            f"{name}: which columns moved", x=0.01, ha="left", fontsize=14, weight="bold"
+            f"{_as_it_is(name)}: which columns moved", x=0.01, ha="left", fontsize=14, weight="bold"
         )
         if not groups:
             ax.text(0.5, 0.5, "no window has been judged yet", ha="center", va="center")
@@ -169,7 +171,7 @@ def before_after(
     def draw(figure: Figure) -> None:
         axes = np.atleast_1d(figure.subplots(math.ceil(len(worst) / 2), 2)).ravel()
         figure.suptitle(
-            f"{name}: before and after, window {report.verdict.index}",
+            f"{_as_it_is(name)}: before and after, window {report.verdict.index}",
             x=0.01, ha="left", fontsize=14, weight="bold",
         )  # fmt: skip
         for ax in axes[len(worst) :]:
@@ -198,7 +200,7 @@ def slices(report: WindowReport, name: str, form: str = "png") -> bytes:
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         figure.suptitle(
-            f"{name}: where it drifted, window {report.verdict.index}",
+            f"{_as_it_is(name)}: where it drifted, window {report.verdict.index}",
             x=0.01, ha="left", fontsize=14, weight="bold",
         )  # fmt: skip
         if not found:
@@ -221,7 +223,9 @@ def slices(report: WindowReport, name: str, form: str = "png") -> bytes:
                 f" ({_times(one.share, one.reference_share)}, z = {one.z:.3g})"
             )
             ax.annotate(said, (end, height), va="center", fontsize=9)
-        ax.set_yticks(heights, [fill(_short(str(one.predicate), 130), 44) for one in found])
+        ax.set_yticks(
+            heights, [_as_it_is(fill(_cut(str(one.predicate), 130), 44)) for one in found]
+        )
         ax.set_xlim(0, 2.0 * max(*ours, *theirs, 1.0))
         ax.set_xlabel("% of the rows. z: how sure; from 4 on it is hardly chance")
         ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
@@ -399,7 +403,15 @@ def _times(now: float, before: float) -> str:
 
 
 def _short(text: str, most: int = 28) -> str:
-    """For an axis; a dollar sign would begin a formula."""
+    """For an axis."""
+    return _as_it_is(_cut(text, most))
+
+
+def _cut(text: str, most: int) -> str:
     end = most // 3  # what tells names apart may stand at either end
-    cut = text if len(text) <= most else f"{text[: most - end - 1]}…{text[-end:]}"
-    return cut.replace("$", r"\$")
+    return text if len(text) <= most else f"{text[: most - end - 1]}…{text[-end:]}"
+
+
+def _as_it_is(text: str) -> str:
+    """Somebody's words: a dollar sign would begin a formula, and half a character is none."""
+    return text.encode(errors="replace").decode().replace("$", r"\$")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from drift.history import History, psi_thresholds, score
 from drift.model_profile import VersionProfile
 from drift.page import headline, page, summary
 from drift.plot import before_after, heat_map, over_time, slices
+from drift.predicate import Condition, Predicate
 from drift.profile import DriftProfile
 from drift.report import Subject, WindowReport
 from drift.rules import Rules
 from drift.training import fit_with_reference
 from drift.verdict import Judge, Level
+from drift.window import count_rows
 from governance.errors import ConfigurationError, MalformedRequestError
 from tests.unit.drift.governed import (
     WINDOW,
@@ -172,6 +174,39 @@ def test_pictures_are_drawn_of_anything(
     for report in (drifted[0], _alert(drifted)):
         assert before_after(report, world.profile, "$a$ fraud/3", form).startswith(start)
         assert slices(report, "$a$ fraud/3", form).startswith(start)
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+@pytest.mark.parametrize("name", ["a$_b_c_d$", r"$\frac$", r"\$^$", "$^" * 99])
+def test_names_from_data_are_no_formula(
+    world: World, drifted: list[WindowReport], form: str, name: str
+) -> None:
+    """Neither the model's, nor a column's, nor a category's in a slice."""
+    frame = reference(world.model)
+    frame[name] = np.resize(np.array([name, "b"]), len(frame))
+    fitted = fit_with_reference(
+        frame[["age", name]], {"score": frame["score"]}, model="fraud", window=WINDOW
+    )
+    counts = count_rows(fitted.profile, frame[["age", name, "score"]])
+    moved = replace(_alert(drifted).verdict.worst[0], name=name)
+    alert, only = _alert(drifted), Condition(name, values=frozenset({name}))
+    odd = replace(
+        alert,
+        counts=counts,
+        verdict=replace(alert.verdict, worst=(moved,)),
+        slices=(replace(alert.slices[0], predicate=Predicate((only,))),),
+    )
+    history = History()
+    history.add(odd, fitted.profile)
+    pictures = (
+        over_time(history, fitted.profile, name, form),
+        heat_map(history, fitted.profile, name, form),
+        before_after(odd, fitted.profile, name, form),
+        slices(odd, name, form),
+        slices(odd, "half a character \ud800", form),
+    )
+    if form == "svg" and name == "a$_b_c_d$":
+        assert all(name in picture.decode() for picture in pictures[:4])
 
 
 def test_names_from_data_are_no_markup(world: World, tmp_path: Path) -> None:
