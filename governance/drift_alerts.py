@@ -71,12 +71,14 @@ class Step:
 def _merged(alert: Alert, seen: Sighting, *, now_ms: int) -> Alert:
     """With one finding more; what it says nothing of stays."""
     first = seen.first_ms if seen.first_ms is not None else seen.at_ms
-    windows = [w for w in (alert.first_window, alert.last_window, seen.window) if w is not None]
+    # Windows are seen in their order; a lower index is of a monitor that began anew.
+    last = alert.last_window if seen.window is None else seen.window
+    windows = [one for one in (alert.first_window, last) if one is not None]
     outside = (*alert.outside, seen.outside) if seen.outside else alert.outside
     return replace(
         alert,
         first_window=min(windows, default=None),
-        last_window=max(windows, default=None),
+        last_window=last,
         first_ms=min(alert.first_ms, first),
         last_ms=max(alert.last_ms, seen.at_ms),
         windows=alert.windows + 1,

@@ -343,13 +343,16 @@ def _newest(connection: Connection, version_uid: str, deployment: str, limit: in
 
 
 def acknowledged(connection: Connection, version_uid: str, deployment: str) -> int | None:
-    """The last window of a subject whose alarm a person has seen; None: nobody has seen any.
+    """The window of a subject whose alarm a person has seen last; None: nobody has seen any.
 
-    Its newest alerts are looked at: a monitor asks with each report, and acts on what is new.
+    Its newest alerts are looked at: a monitor asks with each report, and acts on what is new. The
+    last in time, not the largest: a monitor that begins anew counts from 0 again.
     """
-    alerts = _newest(connection, version_uid, deployment, _LOOKED_AT)
-    acts = (act for alert in alerts for act in alert.acts)
-    return max((act.window for act in acts if act.by and act.window is not None), default=None)
+    for alert in _newest(connection, version_uid, deployment, _LOOKED_AT):
+        for act in reversed(alert.acts):
+            if act.by and act.window is not None:
+                return act.window
+    return None
 
 
 def _identity(

@@ -318,6 +318,16 @@ def test_a_flood_is_one_alert_one_message_and_then_refused(world: World) -> None
 # People ------------------------------------------------------------------------------------
 
 
+def test_what_was_seen_last_is_told_though_windows_are_counted_anew(world: World) -> None:
+    """A monitor whose state was lost begins at 0, and its alarms are to be acknowledged too."""
+    world.store.close(world.alert(index=900).alert_id, "a holiday")
+    alert = world.alert(index=3)
+    assert world.sink.acknowledged() == 900
+    world.store.acknowledge(alert.alert_id, "on it")
+    world.see(report(level=Level.ALERT, index=4))
+    assert world.sink.acknowledged() == 3
+
+
 @both
 def test_people_acknowledge_and_close(world: World) -> None:
     seen = report(level=Level.ALERT)

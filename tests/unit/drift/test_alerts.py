@@ -78,6 +78,15 @@ def test_a_storm_is_one_alert_told_of_once(alert: Alert) -> None:
     assert (alert.windows, alert.first_window, alert.last_window) == (493, 7, 499)
 
 
+def test_a_monitor_that_began_anew_counts_its_own_windows(alert: Alert) -> None:
+    """What somebody acknowledges then is what it saw last."""
+    first = after(alert, replace(BAD, window=900, at_ms=60), RULES, now_ms=101).alert
+    anew = after(first, replace(BAD, window=3, at_ms=70), RULES, now_ms=102).alert
+    assert (anew.first_window, anew.last_window) == (3, 3)
+    outside = after(anew, replace(BAD, window=None, at_ms=80), RULES, now_ms=103).alert
+    assert with_act(outside, act(AlertState.ACKNOWLEDGED)).acts[-1].window == 3
+
+
 def test_people_are_told_again_after_a_quiet_time_unless_somebody_has_acknowledged(
     alert: Alert,
 ) -> None:
