@@ -32,7 +32,7 @@ PURE = {
         "bins", "calibration", "components", "confidences", "cuts", "cutter", "documents",
         "embedding", "error_rate", "estimated", "fairness", "fitting", "group_counts",
         "intervals", "labels", "layout", "profile", "psi", "rules", "sections",
-        "quality", "sequential", "tables", "verdict", "window",
+        "quality", "seen_numbers", "sequential", "tables", "verdict", "window",
     },
     "serve": {
         "arm_config", "bets", "config", "coverage", "delta", "evidence", "judge", "parsing",
