@@ -157,8 +157,9 @@ class Monitor:
         return self._clock.now_ms
 
     def _read_clock(self) -> int:
-        waiting = (entry.last_ms for entry in self._folder.entries())
-        if self._clock.went_back(self._cutter.newest_ms, waiting):
+        if self._clock.went_back(
+            self._cutter.newest_ms, lambda: (entry.last_ms for entry in self._folder.entries())
+        ):
             now = self._now
             self._clock.blind_for(self._cutter.go_back(now))
             self._saved_ms, self._checked_ms = min(self._saved_ms, now), min(self._checked_ms, now)

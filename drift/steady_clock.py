@@ -10,7 +10,7 @@ the clock is wrong, and time stands still until it is set. Both are told.
 Example::
 
     clock = SteadyClock(now_ms, found, "fraud/7/")
-    if clock.went_back(newest_row_ms, (block.last_ms for block in waiting)): ...
+    if clock.went_back(newest_row_ms, lambda: (block.last_ms for block in waiting)): ...
     clock.now_ms, clock.note
 """
 
@@ -47,12 +47,12 @@ class SteadyClock:
         self.note = ""
         """What people are to know; empty: nothing."""
 
-    def went_back(self, newest_ms: int | None, waiting: Iterable[int]) -> bool:
+    def went_back(self, newest_ms: int | None, waiting: Callable[[], Iterable[int]]) -> bool:
         """Read it; whether it goes on from an earlier time, because the one before was wrong.
 
         Args:
             newest_ms: Of the newest row that was counted.
-            waiting: Times of rows that wait; read only where there is a doubt.
+            waiting: Gives times of rows that wait; asked only where there is a doubt.
         """
         real = self._clock()
         behind = self.now_ms - real
@@ -62,7 +62,7 @@ class SteadyClock:
                 self._wrong, self.note = False, ""
             return False
         right = newest_ms is None or newest_ms <= real + _FAR_MS
-        right = right or any(abs(one - real) <= _FAR_MS for one in waiting)
+        right = right or any(abs(one - real) <= _FAR_MS for one in waiting())
         hours = behind // 3_600_000
         if right:
             self._tell(f"our clock was {hours} hours ahead for a while; it goes on from now")
