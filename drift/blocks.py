@@ -34,7 +34,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.columns import Column, typed
+from drift.columns import Column, typed, unicode_of
 from governance.canonical import parse_json
 from governance.errors import ConfigurationError, MalformedRequestError
 
@@ -145,7 +145,7 @@ def to_arrow(block: Block) -> bytes:
         "request_row": pa.array(block.request_row, pa.int64()),
     }
     if block.request_id is not None:
-        arrays["request_id"] = pa.array(block.request_id.tolist(), pa.string())
+        arrays["request_id"] = pa.array(_texts(block.request_id.tolist()), pa.string())
     written_as_json = []
     for prefix, columns in (("input:", block.inputs), ("output:", block.outputs)):
         for name, values in columns.items():
@@ -184,13 +184,18 @@ def _column_to_arrow(values: Column) -> tuple[Any, bool]:
     texts = all(value is None or type(value) is str for value in listed)
     if not texts:
         listed = [None if value is None else _json(value) for value in listed]
-    # A lone surrogate is no Unicode; it is told, not silently lost.
-    safe = [v if v is None else v.encode("utf-8", "backslashreplace").decode() for v in listed]
-    return pa.array(safe, pa.string()), not texts
+    return pa.array(_texts(listed), pa.string()), not texts
+
+
+def _texts(values: list[str | None]) -> list[str | None]:
+    return [None if value is None else unicode_of(value) for value in values]
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str, skipkeys=True)
+    try:
+        return json.dumps(value, default=str, skipkeys=True)
+    except (ValueError, TypeError, RecursionError):  # it holds itself, or a number of 5,000 digits
+        return json.dumps(f"({type(value).__name__})")
 
 
 def from_arrow(data: bytes, name: str = "a block") -> Block:

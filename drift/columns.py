@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Column", "columns_of", "joined", "typed"]
+__all__ = ["Column", "columns_of", "joined", "typed", "unicode_of"]
 
 Column = NDArray[Any]
 """(n,) of float64, int64, bool or object."""
@@ -28,6 +28,12 @@ Column = NDArray[Any]
 _MOST_COLUMNS = 20_000
 _LONGEST_NAME = 200
 _NONE = type(None)
+
+
+def unicode_of(text: Any) -> str:
+    """A text as files can hold it: a lone surrogate, which is no Unicode, is written out."""
+    found = str(text)
+    return found if found.isascii() else found.encode("utf-8", "backslashreplace").decode()
 
 
 def typed(values: Any) -> Column:
@@ -107,10 +113,14 @@ def columns_of(
     return found
 
 
+def _name(name: Any) -> str:
+    return unicode_of(name)[:_LONGEST_NAME]
+
+
 def _of_mapping(data: Mapping[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in data.items():
-        name = str(name)[:_LONGEST_NAME]
+        name = _name(name)
         if isinstance(values, np.ndarray) and values.ndim == 2:
             found.update({f"{name}.{place}": values[:, place] for place in range(values.shape[1])})
         elif isinstance(values, np.ndarray | list | tuple) or hasattr(values, "to_numpy"):
@@ -144,7 +154,7 @@ def _of_rows(
 ) -> dict[str, Any]:
     if all(isinstance(row, Mapping) for row in data):
         known = dict.fromkeys(chain.from_iterable(data))
-        return {str(name)[:_LONGEST_NAME]: [row.get(name) for row in data] for name in known}
+        return {_name(name): [row.get(name) for row in data] for name in known}
     if all(isinstance(row, list | tuple | np.ndarray) for row in data):
         widths = {len(row) for row in data}
         if len(widths) > 1:

@@ -5,9 +5,10 @@ privacy) happens in ``flush``, off the way of answers. So hand over arrays and l
 changes afterwards.
 
 Memory is bounded by rows and bytes. What has no room is dropped and counted; what sampling leaves
-out is counted; what is no table is counted as malformed when it is looked at. These counts are in
-the next block, so a monitor knows how much it did not see. Sampling goes by the request's id (the
-same requests on every replica, so that labels find their predictions) or, without one, by chance.
+out is counted; what is no table is counted as malformed when it is looked at, and takes no other
+request with it. These counts are in the next block, so a monitor knows how much it did not see.
+Sampling goes by the request's id (the same requests on every replica, so that labels find their
+predictions) or, without one, by chance.
 
 Bytes are those of arrays, or what the caller says (``nbytes``: the length of the request's body is
 a good figure), or estimated: from the first row of lists, from the shape of a DataFrame.
@@ -23,6 +24,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections import deque
@@ -36,7 +38,7 @@ from zlib import crc32
 import numpy as np
 
 from drift.blocks import Block
-from drift.columns import Column, columns_of, joined, typed
+from drift.columns import Column, columns_of, joined, typed, unicode_of
 from drift.privacy import Action, Privacy
 from governance.errors import ConfigurationError
 
@@ -73,7 +75,7 @@ _Ids = str | tuple[Sequence[str], Sequence[int]]
 _Entry = tuple[Any, Any, str, int, _Ids, int, int]
 """Data, predictions, version, time, ids, rows, bytes."""
 
-_NO_TABLE = (ValueError, TypeError, LookupError, AttributeError)
+_log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -267,12 +269,10 @@ class Recorder:
             with self._lock:
                 entries, self._queue = self._queue, deque()
                 self._rows = self._bytes = 0
-            blocks = []
+            blocks: list[Block] = []
             for version, run in groupby(entries, key=lambda entry: entry[2]):
                 for chunk in self._chunks(run):
-                    block = self._block(str(version), chunk)
-                    if block is not None:
-                        blocks.append(block)
+                    blocks += self._blocks(str(version), chunk)
             return blocks
 
     def _chunks(self, entries: Iterable[_Entry]) -> list[list[_Entry]]:
@@ -286,31 +286,52 @@ class Recorder:
             room -= entry[5]
         return chunks
 
-    def _block(self, version: str, entries: list[_Entry]) -> Block | None:
+    def _blocks(self, version: str, entries: list[_Entry]) -> list[Block]:
+        """One block, of the requests that are tables."""
         try:
-            good = entries
-            inputs, outputs = self._tables(entries)
-        except _NO_TABLE:
+            return [self._built(version, entries, *self._tables(entries))]
+        except Exception:  # noqa: BLE001 - whatever a client sent; what is left out is counted
             good = [entry for entry in entries if self._is_table(entry)]
-            with self._lock:
-                self._malformed += sum(e[5] for e in entries) - sum(e[5] for e in good)
-            if not good:
-                return None
-            inputs, outputs = self._tables(good)
-        return self._built(version, good, inputs, outputs)
+            self.lost(_rows_of(entries) - _rows_of(good), malformed=True)
+            return self._apart(version, good)
+
+    def _apart(self, version: str, entries: list[_Entry]) -> list[Block]:
+        """Requests that are tables, each alone; if they are none together, in as few blocks as
+        it takes."""
+        if not entries:
+            return []
+        try:
+            return [self._built(version, entries, *self._tables(entries))]
+        except Exception:  # noqa: BLE001 - as above
+            if len(entries) == 1:
+                self.lost(_rows_of(entries), malformed=True)
+                _log.exception("a request could not be recorded")
+                return []
+            half = len(entries) // 2
+            return [
+                *self._apart(version, entries[:half]),
+                *self._apart(version, entries[half:]),
+            ]
 
     def _tables(self, entries: list[_Entry]) -> tuple[dict[str, Column], dict[str, Column]]:
         seen, said = [], []
         for _, run in groupby(entries, key=_alike):
             data, predictions, rows = _stacked(list(run))
             seen.append((rows, columns_of(data, rows, self._columns)))
-            said.append((rows, columns_of(predictions, rows, alone=_ALONE)))
+            said.append((rows, self._named(columns_of(predictions, rows, alone=_ALONE))))
         return joined(seen), joined(said)
+
+    def _named(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """Predictions without names under those that are known, where they are as many."""
+        unnamed = all(name.partition(".")[0] == _ALONE for name in outputs)
+        if unnamed and len(outputs) == len(self._outputs):
+            return dict(zip(self._outputs, outputs.values(), strict=True))
+        return outputs
 
     def _is_table(self, entry: _Entry) -> bool:
         try:
             self._tables([entry])
-        except _NO_TABLE:
+        except Exception:  # noqa: BLE001 - as above
             return False
         return True
 
@@ -321,7 +342,7 @@ class Recorder:
         inputs: dict[str, Column],
         outputs: dict[str, Column],
     ) -> Block:
-        rows = sum(entry[5] for entry in good)
+        rows = _rows_of(good)
         extra: tuple[str, ...] = ()
         if self._columns is not None:
             strange = [name for name in inputs if name not in self._columns]
@@ -329,21 +350,20 @@ class Recorder:
             extra = tuple(strange[:_MOST_EXTRA]) if not hidden else ("(masked)",) * bool(strange)
             absent = typed([None] * rows)
             inputs = {name: inputs.get(name, absent) for name in self._columns}
-        unnamed = all(name.partition(".")[0] == _ALONE for name in outputs)
-        if unnamed and len(outputs) == len(self._outputs):
-            outputs = dict(zip(self._outputs, outputs.values(), strict=True))
         inputs, masked = self._privacy.applied(inputs)
         outputs, masked_outputs = self._privacy.applied(outputs, "output:")
-        with self._lock:
-            now = (self._dropped, self._sampled_out, self._malformed)
-            dropped, sampled_out, malformed = (a - b for a, b in zip(now, self._told, strict=True))
-            self._told = now
-            sequence, self._sequence = self._sequence, self._sequence + 1
         each = [entry[5] for entry in good]
         names, lengths = _requests(good)
         ids = None
         if self._privacy.request_id == Action.KEEP:
             ids = np.repeat(np.array(names, dtype=object), lengths)
+        times = np.repeat(np.array([entry[3] for entry in good], dtype=np.int64), each)
+        places = np.arange(rows) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        with self._lock:  # from here on nothing fails: a number is not used up in vain
+            now = (self._dropped, self._sampled_out, self._malformed)
+            dropped, sampled_out, malformed = (a - b for a, b in zip(now, self._told, strict=True))
+            self._told = now
+            sequence, self._sequence = self._sequence, self._sequence + 1
         return Block(
             id=self._new_id(),
             source=self.source,
@@ -351,11 +371,11 @@ class Recorder:
             model=self._model,
             version=version,
             deployment=self._deployment,
-            time_ms=np.repeat(np.array([entry[3] for entry in good], dtype=np.int64), each),
+            time_ms=times,
             inputs=inputs,
             outputs=outputs,
             request_id=ids,
-            request_row=np.arange(rows) - np.repeat(np.cumsum(lengths) - lengths, lengths),
+            request_row=places,
             dropped=dropped,
             sampled_out=sampled_out,
             malformed=malformed,
@@ -371,18 +391,22 @@ def _part(table: Any, rows: slice) -> Any:
     return table.iloc[rows] if hasattr(table, "iloc") else table[rows]
 
 
+def _rows_of(entries: list[_Entry]) -> int:
+    return sum(entry[5] for entry in entries)
+
+
 def _requests(entries: list[_Entry]) -> tuple[list[str], list[int]]:
     """Ids of requests, and the rows of each."""
     names: list[str] = []
     lengths: list[int] = []
     for entry in entries:
         ids = entry[4]
-        if isinstance(ids, str):
-            names.append(ids)
-            lengths.append(entry[5])
-        else:
-            names += ids[0]
+        if isinstance(ids, tuple):
+            names += map(unicode_of, ids[0])
             lengths += ids[1]
+        else:
+            names.append(unicode_of(ids))
+            lengths.append(entry[5])
     return names, lengths
 
 
@@ -423,9 +447,10 @@ def _alike(entry: _Entry) -> Any:
             kinds = (data.dtype.kind, predictions.dtype.kind)
             return (*kinds, data.shape[1], predictions.shape[1:])
     elif type(data) is list and type(predictions) is list and len(data) == rows:
-        first = type(data[0])
+        first, said = type(data[0]), predictions[0]
         if first in (list, dict):
-            return first, type(predictions[0])
+            width = len(said) if isinstance(said, list | tuple | np.ndarray) else 0
+            return first, len(data[0]) if first is list else 0, type(said), width
     return id(entry)
 
 

@@ -184,20 +184,22 @@ class Recording:
     def _work(self) -> None:
         while True:
             ended = self._ended.wait(self._flush_s)
-            waiting = self.recorder.counts.waiting
             try:
                 self.flush()
-            except Exception:  # noqa: BLE001 - the thread must go on; what is lost is counted
-                self.recorder.lost(max(0, waiting - self.recorder.counts.waiting))
-                _log.exception("recorded rows were lost")
+            except Exception:  # noqa: BLE001 - the thread must go on
+                _log.exception("recording goes on; what was lost is counted")
             if ended:
                 return
 
     def flush(self) -> None:
         """What waits, as blocks, on its way."""
-        self._before()
+        try:
+            self._before()
+        except Exception:  # noqa: BLE001 - what was taken before goes its way
+            _log.exception("rows could not be looked at before they were recorded")
         for block in self.recorder.flush():
-            self.spool.put(block)
+            if not self.spool.put(block):
+                self.recorder.lost(block.rows)
         self.spool.deliver()
         if self.spool.last_error != self._trouble:
             self._trouble = self.spool.last_error

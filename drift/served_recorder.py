@@ -147,10 +147,9 @@ class ServedRecorder:
         for content_type, body, answer, request_id in bodies:
             try:
                 rows, said = rows_in(content_type, body), predictions_in(answer)
-            except (ValueError, TypeError, RecursionError, UnicodeDecodeError):
+                self._recorder.append(rows, said, self._version, request_id=request_id)
+            except Exception:  # noqa: BLE001 - whatever a client sent; the next is read
                 self._recorder.lost(malformed=True)
-                continue
-            self._recorder.append(rows, said, self._version, request_id=request_id)
 
     def close(self) -> None:
         """Write what waits."""

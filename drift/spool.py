@@ -90,8 +90,8 @@ class Spool:
         """Keep a block for delivery; false if it could not be written here (counted)."""
         try:
             self._folder.write(block)
-        except (OSError, ConflictError) as error:
-            self.last_error = str(error)
+        except Exception as error:  # noqa: BLE001 - the next block may be sound; this one is counted
+            self.last_error = str(error) or type(error).__name__
             self._count(unwritten=1, lost_rows=block.rows)
             return False
         self._make_room()

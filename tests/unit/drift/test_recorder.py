@@ -155,6 +155,56 @@ def test_predictions_that_are_none_are_counted(predictions: Any) -> None:
     assert recording.flush() == []
 
 
+def test_predictions_of_another_width_are_missing_in_their_request_alone() -> None:
+    recording = recorder(outputs=("p", "q"))
+    for number in range(20):
+        recording.append([[number, 0]], [[0.5, 1.0]], request_id=f"r{number}")
+    recording.append([[20, 0]], [[0.5, 1.0, 3.0]], request_id="wide")
+    block = only(recording.flush())
+    assert recording.counts.malformed == 0
+    assert block.outputs["q"].tolist()[:20] == [1.0] * 20
+    assert math.isnan(block.outputs["q"][20])
+    assert block.outputs["prediction.2"].tolist()[20] == 3.0
+
+
+def test_ids_and_names_that_are_no_unicode_are_told(tmp_path: Path) -> None:
+    recording = recorder(columns=None)
+    recording.append([{"a": 1}], [{"p": 1}], request_id="sound")
+    recording.append([{"a\ud800": 1}], [{"p\ud800": 1}], request_id="\ud800")
+    recording.append_together(np.ones((2, 1)), np.ones(2), ["\udfff", "b"], [1, 1])
+    folder = BlockFolder(tmp_path)
+    block = folder.read(folder.write(only(recording.flush())))
+    assert block.request_id is not None
+    assert block.request_id.tolist() == ["sound", "\\ud800", "\\udfff", "b"]
+    assert {"a\\ud800"} < set(block.inputs)
+    assert {"p\\ud800"} < set(block.outputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"), [("time_ms", "noon"), ("time_ms", 2**70), ("request_id", 5)]
+)
+def test_what_a_caller_got_wrong_takes_nothing_with_it(change: str, value: Any) -> None:
+    recording = recorder()
+    for number in range(7):
+        recording.append([[number, 0]], [0])
+    odd: Any = {change: value}
+    recording.append([[7, 0]], [0], **odd)
+    blocks = recording.flush()
+    assert sum(block.rows for block in blocks) + recording.counts.malformed == 8
+    assert recording.counts.malformed == (change == "time_ms")
+    assert [block.sequence for block in blocks] == list(range(len(blocks))), "no gap is made up"
+
+
+def test_a_value_that_json_cannot_say_takes_nothing_with_it(tmp_path: Path) -> None:
+    recording = recorder()
+    within: list[Any] = []
+    within.append(within)
+    recording.append([["a", within], ["b", 10**5000]], [0, 0])
+    folder = BlockFolder(tmp_path)
+    block = folder.read(folder.write(only(recording.flush())))
+    assert block.inputs["b"].tolist() == ["(list)", "(int)"]
+
+
 def test_nothing_recorded_nothing_flushed() -> None:
     recording = recorder()
     assert recording.append(np.zeros((0, 2)), [])

@@ -316,6 +316,41 @@ def test_answers_as_rows() -> None:
         predictions_in(b'{"predictions": 1}')
 
 
+def test_a_flush_that_fails_is_counted_and_the_next_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = recorder_of(PROFILE, source="s-1")
+    found = Recording.open(tmp_path / "there", recorder, spool=tmp_path / "here", flush_s=0.01)
+    write = BlockFolder.write
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(BlockFolder, "write", failing)
+    recorder.append({"amount": [1.0, 2.0]}, [0.1, 0.2], "7")
+    until(lambda: recorder.counts.dropped == 2)
+    assert (found.spool.counts.unwritten, found.spool.counts.lost_rows) == (1, 2)
+    monkeypatch.setattr(BlockFolder, "write", write)
+    recorder.append({"amount": [3.0]}, [0.3], "7")
+    found.close()
+    (block,) = blocks_in(tmp_path / "there")
+    assert (block.rows, block.dropped) == (1, 2)
+
+
+def test_what_cannot_be_read_beforehand_takes_no_row_with_it(tmp_path: Path) -> None:
+    def failing() -> None:
+        raise RuntimeError("nobody thought of this")
+
+    recorder = recorder_of(PROFILE, source="s-1")
+    found = Recording.open(
+        tmp_path / "there", recorder, spool=tmp_path / "here", flush_s=60, before=failing
+    )
+    recorder.append({"amount": [1.0]}, [0.1], "7")
+    found.close()
+    assert [block.rows for block in blocks_in(tmp_path / "there")] == [1]
+    assert recorder.counts.dropped == 0
+
+
 # -- what a row costs
 
 
