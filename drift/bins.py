@@ -60,6 +60,7 @@ __all__ = [
     "CategoryBins",
     "NumericBins",
     "PresenceBins",
+    "absent",
     "bins_from",
     "category_of",
     "fit_bins",
@@ -87,7 +88,8 @@ def smoothed(counts: ArrayLike) -> Floats:
     return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
 
 
-def _absent(value: Any) -> bool:
+def absent(value: Any) -> bool:
+    """Whether a value counts as missing."""
     if value is None or type(value).__name__ in _ABSENT_TYPES:
         return True
     if isinstance(value, float | np.floating | Decimal):
@@ -102,7 +104,7 @@ def category_of(value: Any) -> str | None:
     into floats when a value is missing.
     """
     if type(value) is not str:
-        if _absent(value):
+        if absent(value):
             return None
         if isinstance(value, bool | np.bool_):
             return "true" if value else "false"
@@ -132,7 +134,7 @@ def numbers_of(values: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
     if kind != "O":
         return numbers, strange
     for place, value in enumerate(values.tolist()):
-        if _absent(value):
+        if absent(value):
             strange[place] = False
         elif isinstance(value, datetime):
             aware = value if value.tzinfo else value.replace(tzinfo=UTC)
@@ -292,7 +294,8 @@ class CategoryBins:
         place = self._places()
         known: dict[str | None, int] = {None: MISSING}
         codes = []
-        for value in array.tolist():
+        # Times as numpy has them, as they are tallied: its list of them depends on their unit.
+        for value in array if array.dtype.kind in "mM" else array.tolist():
             name = category_of(value)
             code = known.get(name)
             if code is None:
@@ -369,7 +372,7 @@ class PresenceBins:
             return np.asarray(~np.isnat(array), dtype=np.int64)
         if array.dtype.kind != "O":
             return np.ones(len(array), dtype=np.int64)
-        return np.array([not _absent(value) for value in array.tolist()], dtype=np.int64)
+        return np.array([not absent(value) for value in array.tolist()], dtype=np.int64)
 
     def count(self, values: ArrayLike) -> Counts:
         """How many values fall into each bin: (2,)."""
@@ -409,7 +412,7 @@ def fit_bins(
 def _looks_numeric(array: NDArray[Any]) -> bool:
     if array.dtype.kind != "O":
         return array.dtype.kind in "fiumM"
-    present = [value for value in array.tolist() if not _absent(value)]
+    present = [value for value in array.tolist() if not absent(value)]
     numbers = sum(
         isinstance(value, Real | Decimal | datetime) and not isinstance(value, bool)
         for value in present

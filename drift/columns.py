@@ -4,6 +4,8 @@ Serving paths hold a numpy array, a DataFrame, columns by name, or rows as lists
 holds columns, each an array of one of four kinds: ``float64``, ``int64``, ``bool`` or ``object``
 (texts and None; where values are of several types, whatever JSON can say of them). Missing numbers
 are NaN. Nothing is parsed or rounded: that a number came as a text is what a monitor wants to see.
+What is none of these (times, decimals, bytes, pandas' NA) becomes what ``drift.bins`` counts it as,
+so that a recorded value falls into the bin of the raw one.
 
 Example::
 
@@ -13,12 +15,17 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from drift.bins import absent, category_of, numbers_of
 
 __all__ = ["Column", "columns_of", "joined", "typed", "unicode_of"]
 
@@ -28,6 +35,10 @@ Column = NDArray[Any]
 _MOST_COLUMNS = 20_000
 _LONGEST_NAME = 200
 _NONE = type(None)
+_PLAIN = {str, float, int, bool, _NONE}
+_NUMBERS = (Real, Decimal, datetime)
+_EXACT = 1 << 53
+"""Every whole number up to this is a float64."""
 
 
 def unicode_of(text: Any) -> str:
@@ -36,8 +47,12 @@ def unicode_of(text: Any) -> str:
     return found if found.isascii() else found.encode("utf-8", "backslashreplace").decode()
 
 
-def typed(values: Any) -> Column:
+def typed(values: Any, category: bool = False) -> Column:
     """A sequence of values as one of the four kinds.
+
+    Args:
+        values: The sequence.
+        category: Whether a profile counts it by categories, not as numbers.
 
     Raises:
         ValueError: it is no flat sequence.
@@ -55,25 +70,65 @@ def typed(values: Any) -> Column:
         if kind in "iu" and values.dtype != np.uint64:
             return values.astype(np.int64, copy=False)
         if kind in "mM":
-            values = values.astype(str)
+            return _objects(list(map(category_of, values))) if category else numbers_of(values)[0]
         values = values.tolist()
-    return _of_list(list(values))
+    return _of_list(list(values), category)
 
 
-def _of_list(values: list[Any]) -> Column:
+def _of_list(values: list[Any], category: bool) -> Column:
     kinds = set(map(type, values))
+    if not kinds <= _PLAIN:
+        values = _plain(values, category)
+        kinds = set(map(type, values))
     try:
-        if kinds <= {float, int, _NONE} and kinds - {_NONE}:
-            whole = kinds == {int}
-            return np.array(values, dtype=np.int64 if whole else np.float64)
+        if kinds == {int}:
+            return np.array(values, dtype=np.int64)
+        if kinds <= {float, int, _NONE} and kinds - {_NONE} and _exact(values, kinds):
+            return np.array(values, dtype=np.float64)
         if kinds == {bool}:
             return np.array(values, dtype=np.bool_)
     except OverflowError:  # an integer that no 64 bits hold
         pass
+    if float in kinds:  # among texts, as pandas has what is missing
+        values = [None if value != value else value for value in values]
+    return _objects(values)
+
+
+def _objects(values: list[Any]) -> Column:
     column = np.empty(len(values), dtype=object)
     for place, value in enumerate(values):
-        column[place] = value.item() if isinstance(value, np.generic) else value
+        column[place] = value
     return column
+
+
+def _exact(values: list[Any], kinds: set[type]) -> bool:
+    """Whether its integers, which may be names, are as floats what they were."""
+    return int not in kinds or all(-_EXACT <= v <= _EXACT for v in values if type(v) is int)
+
+
+def _plain(values: list[Any], category: bool) -> list[Any]:
+    """Values as JSON can say them, such that they are counted as before: times and decimals as the
+    numbers, or the categories, that ``drift.bins`` counts; what is missing as None."""
+    values = [value if type(value) in _PLAIN else _said(value, category) for value in values]
+    places = [i for i, value in enumerate(values) if isinstance(value, _NUMBERS)]
+    places = [place for place in places if type(values[place]) not in _PLAIN]
+    if places:
+        numbers, strange = numbers_of(_objects([values[place] for place in places]))
+        for place, number, text in zip(places, numbers.tolist(), strange.tolist(), strict=True):
+            values[place] = str(values[place]) if text else number
+    return values
+
+
+def _said(value: Any, category: bool) -> Any:
+    if absent(value):
+        return None
+    if isinstance(value, np.timedelta64 | np.datetime64):
+        return str(value)
+    if isinstance(value, np.integer | np.bool_ | np.float64 | np.str_):
+        return value.item()
+    if category:
+        return category_of(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def columns_of(
@@ -172,20 +227,28 @@ def _of_rows(
     raise ValueError("rows that are neither lists nor objects")
 
 
-def joined(parts: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Column]:
+def joined(
+    parts: Sequence[tuple[int, Mapping[str, Any]]], categories: Container[str] = ()
+) -> dict[str, Column]:
     """Tables one below the other; (rows, columns) each. A column that one lacks is missing there.
+
+    Args:
+        parts: The tables.
+        categories: Columns that a profile counts by categories.
 
     Raises:
         ValueError: a column is no flat sequence.
     """
     names = list(dict.fromkeys(chain.from_iterable(table for _, table in parts)))
-    return {name: _joined_column(name, parts) for name in names}
+    return {name: _joined_column(name, parts, name in categories) for name in names}
 
 
-def _joined_column(name: str, parts: Sequence[tuple[int, Mapping[str, Any]]]) -> Column:
+def _joined_column(
+    name: str, parts: Sequence[tuple[int, Mapping[str, Any]]], category: bool
+) -> Column:
     found = [table.get(name) for _, table in parts]
     if len(found) == 1 and found[0] is not None:
-        return typed(found[0])
+        return typed(found[0], category)
     kinds = {part.dtype.kind if isinstance(part, np.ndarray) else "" for part in found}
     if len(kinds) == 1 and kinds <= {"f", "i", "b"}:
         return typed(np.concatenate(found))  # type: ignore[arg-type]
@@ -194,5 +257,5 @@ def _joined_column(name: str, parts: Sequence[tuple[int, Mapping[str, Any]]]) ->
         if part is None:
             values += [None] * rows
         else:
-            values += part.tolist() if hasattr(part, "tolist") else part
-    return typed(values)
+            values += part if isinstance(part, list) else typed(part, category).tolist()
+    return typed(values, category)

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.bins import category_of
+from drift.bins import PresenceBins, category_of
 from drift.columns import Column
 from governance.errors import ConfigurationError
 
@@ -102,7 +102,7 @@ class Privacy:
             elif action is Action.BIN:
                 kept[name] = self._binned(prefix + name, values)
             elif action is Action.PRESENCE:
-                kept[name] = np.where(_present(values), 1.0, np.nan)
+                kept[name] = np.where(PresenceBins().codes(values), 1.0, np.nan)
             else:
                 kept[name] = values
         return kept, tuple(masked)
@@ -120,18 +120,14 @@ class Privacy:
         # The edge that belongs to a bin lies in it, also where two edges are neighbouring floats.
         width = edges[-1] - edges[0] if len(edges) > 1 else 1.0
         if self.closed == "left":
-            stand_ins = np.concatenate([[edges[0] - width], edges])
+            below = min(edges[0] - width, np.nextafter(edges[0], -np.inf))  # also of large ones
+            stand_ins = np.concatenate([[below], edges])
             places = np.searchsorted(edges, numbers, side="right")
         else:
-            stand_ins = np.concatenate([edges, [edges[-1] + width]])
+            above = max(edges[-1] + width, np.nextafter(edges[-1], np.inf))
+            stand_ins = np.concatenate([edges, [above]])
             places = np.searchsorted(edges, numbers, side="left")
         return np.where(np.isnan(numbers), np.nan, stand_ins[places])
-
-
-def _present(values: Column) -> NDArray[np.bool_]:
-    if values.dtype != object:
-        return np.isfinite(values)
-    return np.array([value is not None and value == value for value in values], dtype=np.bool_)
 
 
 def _category(value: Any, known: set[str]) -> str | None:

@@ -28,7 +28,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from threading import Lock
@@ -86,6 +86,7 @@ class Recorder:
         model, deployment: What answers.
         columns: The inputs that are expected, in order; None takes whatever comes.
         outputs: Names for predictions that have none, where they are as many.
+        categories: Columns that are counted by categories, not as numbers.
         privacy: What may leave.
         most_rows, most_bytes: Of the queue.
         block_rows: Rows of a block at most, except that a request is not cut.
@@ -103,6 +104,7 @@ class Recorder:
         deployment: str = "",
         columns: Sequence[str] | None = None,
         outputs: Sequence[str] = (),
+        categories: Collection[str] = (),
         privacy: Privacy | None = None,
         most_rows: int = 100_000,
         most_bytes: int = 1 << 26,
@@ -127,6 +129,7 @@ class Recorder:
         self._deployment = deployment
         self._columns = None if columns is None else tuple(columns)
         self._outputs = tuple(outputs)
+        self._categories = frozenset(categories)
         self._privacy = privacy or Privacy()
         self._most_rows = most_rows
         self._most_bytes = most_bytes
@@ -319,7 +322,7 @@ class Recorder:
             data, predictions, rows = _stacked(list(run))
             seen.append((rows, columns_of(data, rows, self._columns)))
             said.append((rows, self._named(columns_of(predictions, rows, alone=_ALONE))))
-        return joined(seen), joined(said)
+        return joined(seen, self._categories), joined(said, self._categories)
 
     def _named(self, outputs: dict[str, Any]) -> dict[str, Any]:
         """Predictions without names under those that are known, where they are as many."""

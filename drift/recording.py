@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from drift.bins import CategoryBins
 from drift.block_store import BlockPlace, open_blocks
 from drift.privacy_of import privacy_of
 from drift.profile import DriftProfile
@@ -77,6 +78,7 @@ def recorder_of(
         deployment=deployment,
         columns=features if columns is None else columns,
         outputs=[column.name for column in profile.outputs],
+        categories=[one.name for one in profile.columns if isinstance(one.bins, CategoryBins)],
         privacy=privacy_of(profile),
         sample=sample,
         rng=np.random.default_rng(),
