@@ -7,7 +7,8 @@ embeddings under one name each. Between them:
 - Where a serving path had no names (a matrix is ``0``, ``1`` …, predictions are ``prediction`` or
   ``prediction.0`` …), so that no name is the profile's, and there are as many columns as the
   profile has, they are the profile's in its order.
-- An embedding's components were recorded as ``name.0``, ``name.1`` …; they become vectors again.
+- An embedding's components were recorded as ``name.0``, ``name.1`` …; they become vectors again; a
+  row with a component that is no number has none.
 - What the profile does not know stays, and is counted as an extra column.
 
 Example::
@@ -24,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from drift import reference
+from drift.bins import numbers_of
 from drift.blocks import Block
 from drift.columns import Column
 from drift.cutter import Rows
-from drift.embedding import Embedding
+from drift.embedding import NO_VECTOR, Embedding
 from drift.profile import DriftProfile
 from drift.report import Subject
 from drift.sample import Sample
@@ -106,9 +108,19 @@ def _by_name_or_place(
 
 def _vectors(one: Embedding, columns: dict[str, Any]) -> Any:
     """The vectors of an embedding, taken out of its components; None: there are none."""
-    parts = [columns.get(f"{one.name}.{place}") for place in range(one.width)]
-    if one.name in columns or any(part is None or part.dtype == object for part in parts):
+    names = [f"{one.name}.{place}" for place in range(one.width)]
+    parts = [columns[name] for name in names if name in columns]
+    if one.name in columns or len(parts) < one.width:
         return None
-    for place in range(one.width):
-        del columns[f"{one.name}.{place}"]
-    return np.column_stack([np.asarray(part, dtype=np.float64) for part in parts])
+    for name in names:
+        del columns[name]
+    if all(part.dtype == object and not any(v is not None for v in part) for part in parts):
+        return None
+    numbers, strange = zip(*map(numbers_of, parts), strict=True)
+    vectors, odd = np.column_stack(numbers), np.logical_or.reduce(strange)
+    if not odd.any():
+        return vectors
+    found = np.empty(len(vectors), dtype=object)
+    for place, vector in enumerate(vectors):
+        found[place] = NO_VECTOR if odd[place] else vector
+    return found

@@ -26,12 +26,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from drift.bins import absent
 from drift.documents import Fields
 from governance.errors import MalformedRequestError
 
-__all__ = ["Embedding"]
+__all__ = ["NO_VECTOR", "Embedding", "vectors_of"]
 
 _LARGEST = 1 << 16
+NO_VECTOR = "no vector"
+"""Stands where something else than a vector came; every projection counts it as unparsable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +60,11 @@ class Embedding:
 
     def columns(self, vectors: ArrayLike) -> dict[str, NDArray[Any]]:
         """The projections (n,) of vectors (n, k), by column name."""
-        if not isinstance(vectors, np.ndarray) and isinstance(vectors, Sequence):
-            # Built by hand: numpy refuses a list of vectors of differing lengths.
-            array = np.empty(len(vectors), dtype=object)
-            for place, vector in enumerate(vectors):
-                array[place] = vector
-        else:
-            array = np.asarray(vectors)
-        if array.ndim == 2 and array.dtype.kind in "fiub" and array.shape[1] == self.width:
-            projected = self._project(array.astype(np.float64))
-        elif array.ndim == 1 and array.dtype == object:
-            projected = self._one_by_one(array)
-        else:
-            projected = np.full((len(array), self.directions), "no vector", dtype=object)
+        numbers, strange = vectors_of(vectors, self.width)
+        projected: NDArray[Any] = self._project(numbers)
+        if strange.any():
+            projected = projected.astype(object)
+            projected[strange] = NO_VECTOR
         return dict(zip(self.column_names, np.ascontiguousarray(projected.T), strict=True))
 
     def _project(self, vectors: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -83,21 +78,6 @@ class Embedding:
         with np.errstate(over="ignore"):
             projected = projected.astype(np.float32)
         projected[~sound] = np.nan
-        return projected
-
-    def _one_by_one(self, vectors: NDArray[Any]) -> NDArray[Any]:
-        """Vectors that came as objects: some of them may be absent, or no vectors."""
-        projected = np.full((len(vectors), self.directions), "no vector", dtype=object)
-        for place, vector in enumerate(vectors.tolist()):
-            if vector is None or (isinstance(vector, float) and vector != vector):
-                projected[place] = None
-                continue
-            try:
-                row = np.asarray(vector, dtype=np.float64)
-            except (TypeError, ValueError, OverflowError):
-                continue
-            if row.shape == (self.width,) and not _has_text(vector):
-                projected[place] = self._project(row[None, :])[0]
         return projected
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,6 +124,47 @@ class Embedding:
                 "pass an array (rows, components); missing vectors as rows of NaN",
             )
         return cls(name, int(array.shape[1]), directions, seed)
+
+
+def vectors_of(values: Any, width: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Vectors (n, width) with NaN for a missing one; and which rows hold something else (n,).
+
+    Args:
+        values: An array (n, width), or a sequence of vectors, None among them.
+        width: Components of a vector.
+    """
+    if isinstance(values, np.ndarray) or not isinstance(values, Sequence):
+        array = np.asarray(values)
+    else:
+        array = _together(values)
+    if array.ndim == 2 and array.dtype.kind in "fiub" and array.shape[1] == width:
+        return array.astype(np.float64), np.zeros(len(array), dtype=np.bool_)
+    found = np.full((len(array), width), np.nan)
+    strange = np.ones(len(array), dtype=np.bool_)
+    for place, vector in enumerate(array.tolist() if array.ndim == 1 else ()):
+        if absent(vector):
+            strange[place] = False
+            continue
+        try:
+            row = np.asarray(vector, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if row.shape == (width,) and not _has_text(vector):
+            found[place], strange[place] = row, False
+    return found, strange
+
+
+def _together(values: Sequence[Any]) -> NDArray[Any]:
+    """A matrix, if they are numbers of one width; else an array of objects."""
+    try:
+        array = np.array(values)
+    except (ValueError, OverflowError):
+        array = np.empty(0)
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
+        array = np.empty(len(values), dtype=object)
+        for place, vector in enumerate(values):
+            array[place] = vector
+    return array
 
 
 def _has_text(vector: Any) -> bool:

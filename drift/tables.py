@@ -106,8 +106,8 @@ def _array(values: Any) -> NDArray[Any]:
     if not isinstance(values, np.ndarray) and isinstance(values, list | tuple):
         try:
             array = np.array(values)
-        except ValueError:
-            array = np.empty(0)
+        except ValueError:  # rows of differing lengths, or some without a vector
+            array = np.empty((0, 0))
         if array.ndim != 1 or array.dtype.kind in "US":
             # Lists of vectors stay vectors; numbers among texts stay numbers.
             array = np.empty(len(values), dtype=object)

@@ -164,3 +164,53 @@ def test_a_column_of_times_is_counted_like_its_own_reference(kind: Kind | None) 
 def test_large_whole_numbers_beside_missing_ones_are_not_rounded() -> None:
     assert typed([2**53 + 1, None]).tolist() == [2**53 + 1, None]
     assert typed([3, None]).dtype == np.float64
+
+
+# -- embeddings
+
+WIDTH = 4
+VECTORS = np.random.default_rng(8).normal(size=(ROWS, WIDTH))
+EMBEDDED = fit_profile(
+    {"x": np.arange(ROWS)},
+    {"score": np.random.default_rng(1).random(ROWS)},
+    model="fraud",
+    window=20,
+    embeddings={"e": VECTORS},
+    directions=3,
+)
+
+
+def part(counts: WindowCounts, name: str) -> list[int]:
+    place = EMBEDDED.layout.names.index(name)
+    found: list[int] = EMBEDDED.layout.of_column(place, counts.counts).tolist()
+    return found
+
+
+def test_one_component_that_is_a_text_takes_its_own_vector_alone() -> None:
+    """And not those of the whole block."""
+    recorder = recorder_of(EMBEDDED, source="r-1")
+    rows = [[i, *vector] for i, vector in enumerate(VECTORS.tolist())]
+    recorder.append(rows, np.zeros(ROWS), "7")
+    recorder.append([[1, 0.5, "oops", 0.5, 0.5], [2, 0.5, None, 0.5, 0.5]], [0.0, 0.0], "7")
+    told = counted(EMBEDDED, written(recorder))
+    whole = EMBEDDED.embeddings[0].columns(VECTORS)
+    for column in EMBEDDED.columns[2:]:
+        if column.role == "embedding":
+            expected = column.bins.count(whole[column.name]).tolist()
+            expected[0] += 1
+            expected[1] += 1
+            assert part(told, column.name) == expected
+    assert (dict(told.missing_columns), dict(told.extra_columns)) == ({}, {})
+
+
+def test_an_embedding_that_never_came_is_missing_and_no_more() -> None:
+    recorder = recorder_of(EMBEDDED, source="r-1")
+    recorder.append([{"x": 1}], [0.5], "7")
+    told = counted(EMBEDDED, written(recorder))
+    assert (dict(told.missing_columns), dict(told.extra_columns)) == ({"e": 1}, {})
+
+
+def test_a_component_beyond_every_float_is_no_vector() -> None:
+    vectors = [[1.0] * WIDTH, [10**400] * WIDTH, None]
+    counts = part(count_rows(EMBEDDED, {"e": vectors}), "e#00")
+    assert (counts[:2], sum(counts)) == ([1, 1], 3)
