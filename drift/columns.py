@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift.bins import absent, category_of, numbers_of
+from drift.embedding import components_of
 
 __all__ = ["Column", "columns_of", "joined", "typed", "unicode_of"]
 
@@ -132,7 +133,11 @@ def _said(value: Any, category: bool) -> Any:
 
 
 def columns_of(
-    data: Any, rows: int, names: Sequence[str] | None = None, alone: str = ""
+    data: Any,
+    rows: int,
+    names: Sequence[str] | None = None,
+    alone: str = "",
+    vectors: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Columns by name; not typed yet, for they may be joined with others first.
 
@@ -142,6 +147,7 @@ def columns_of(
         names: Of an array's columns; their places where not given.
         alone: The name of a single unnamed column, as predictions have; others are
             ``alone.0``, ``alone.1`` …
+        vectors: Embedding → its width; a column of vectors becomes one of each component.
 
     Raises:
         ValueError: what is not ``rows`` rows, or has no sense as a table.
@@ -151,13 +157,16 @@ def columns_of(
     elif hasattr(data, "to_numpy"):
         data = data.to_numpy()
     if isinstance(data, Mapping):
-        found = _of_mapping(data)
+        found = _of_mapping(data, vectors or {})
     elif isinstance(data, np.ndarray):
         found = _of_array(data, rows, names, alone)
     elif isinstance(data, list | tuple):
         found = _of_rows(data, rows, names, alone)
     else:
         raise ValueError(f"data of type {type(data).__name__}")
+    for name in vectors or () if isinstance(data, Mapping | list | tuple) else ():
+        if name in found:
+            found |= components_of(name, found.pop(name), (vectors or {})[name])
     if not found:
         raise ValueError("no columns at all")
     if len(found) > _MOST_COLUMNS:
@@ -172,11 +181,12 @@ def _name(name: Any) -> str:
     return unicode_of(name)[:_LONGEST_NAME]
 
 
-def _of_mapping(data: Mapping[Any, Any]) -> dict[str, Any]:
+def _of_mapping(data: Mapping[Any, Any], vectors: Container[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in data.items():
         name = _name(name)
-        if isinstance(values, np.ndarray) and values.ndim == 2:
+        matrix = isinstance(values, np.ndarray) and values.ndim == 2
+        if matrix and name not in vectors:
             found.update({f"{name}.{place}": values[:, place] for place in range(values.shape[1])})
         elif isinstance(values, np.ndarray | list | tuple) or hasattr(values, "to_numpy"):
             found[name] = values

@@ -30,7 +30,7 @@ from drift.bins import absent
 from drift.documents import Fields
 from governance.errors import MalformedRequestError
 
-__all__ = ["NO_VECTOR", "Embedding", "vectors_of"]
+__all__ = ["NO_VECTOR", "Embedding", "components_of", "vectors_of"]
 
 _LARGEST = 1 << 16
 NO_VECTOR = "no vector"
@@ -152,6 +152,17 @@ def vectors_of(values: Any, width: int) -> tuple[NDArray[np.float64], NDArray[np
         if row.shape == (width,) and not _has_text(vector):
             found[place], strange[place] = row, False
     return found, strange
+
+
+def components_of(name: str, values: Any, width: int) -> dict[str, NDArray[Any]]:
+    """Vectors as columns of their components, ``name.0``, ``name.1`` …; what is no vector stands as
+    a text in the first of them."""
+    numbers, strange = vectors_of(values, width)
+    columns: dict[str, NDArray[Any]] = {f"{name}.{i}": numbers[:, i] for i in range(width)}
+    if strange.any():
+        columns[f"{name}.0"] = first = numbers[:, 0].astype(object)
+        first[strange] = NO_VECTOR
+    return columns
 
 
 def _together(values: Sequence[Any]) -> NDArray[Any]:

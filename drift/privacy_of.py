@@ -39,7 +39,8 @@ def privacy_of(profile: DriftProfile) -> Privacy:
         else:
             actions[name] = Action.PRESENCE
     for one in profile.embeddings:
-        actions |= {f"{one.name}.{place}": Action.KEEP for place in range(one.width)}
+        parts = [f"{one.name}.{place}" for place in range(one.width)]
+        actions |= dict.fromkeys([*parts, *(f"output:{part}" for part in parts)], Action.KEEP)
     personal = any(action != Action.KEEP for action in actions.values())
     return Privacy(
         actions, edges, categories, default=Action.MASK if personal else Action.KEEP, closed="left"

@@ -87,6 +87,7 @@ class Recorder:
         columns: The inputs that are expected, in order; None takes whatever comes.
         outputs: Names for predictions that have none, where they are as many.
         categories: Columns that are counted by categories, not as numbers.
+        vectors: Embedding → its width; a column of vectors is recorded as its components.
         privacy: What may leave.
         most_rows, most_bytes: Of the queue.
         block_rows: Rows of a block at most, except that a request is not cut.
@@ -105,6 +106,7 @@ class Recorder:
         columns: Sequence[str] | None = None,
         outputs: Sequence[str] = (),
         categories: Collection[str] = (),
+        vectors: Mapping[str, int] | None = None,
         privacy: Privacy | None = None,
         most_rows: int = 100_000,
         most_bytes: int = 1 << 26,
@@ -130,6 +132,7 @@ class Recorder:
         self._columns = None if columns is None else tuple(columns)
         self._outputs = tuple(outputs)
         self._categories = frozenset(categories)
+        self._vectors = dict(vectors or {})
         self._privacy = privacy or Privacy()
         self._most_rows = most_rows
         self._most_bytes = most_bytes
@@ -320,8 +323,9 @@ class Recorder:
         seen, said = [], []
         for _, run in groupby(entries, key=_alike):
             data, predictions, rows = _stacked(list(run))
-            seen.append((rows, columns_of(data, rows, self._columns)))
-            said.append((rows, self._named(columns_of(predictions, rows, alone=_ALONE))))
+            seen.append((rows, columns_of(data, rows, self._columns, vectors=self._vectors)))
+            outputs = columns_of(predictions, rows, alone=_ALONE, vectors=self._vectors)
+            said.append((rows, self._named(outputs)))
         return joined(seen, self._categories), joined(said, self._categories)
 
     def _named(self, outputs: dict[str, Any]) -> dict[str, Any]:
@@ -330,6 +334,16 @@ class Recorder:
         if unnamed and len(outputs) == len(self._outputs):
             return dict(zip(self._outputs, outputs.values(), strict=True))
         return outputs
+
+    def _expected(self, inputs: Mapping[str, Column]) -> list[str]:
+        """Columns of a block. An embedding of which nothing came in may be what the model gives."""
+        parts = {name: [f"{name}.{i}" for i in range(w)] for name, w in self._vectors.items()}
+        expected = chain.from_iterable(parts.get(name, (name,)) for name in self._columns or ())
+        elsewhere: set[str] = set()
+        for components in parts.values():
+            if not any(part in inputs for part in components):
+                elsewhere.update(components)
+        return [name for name in dict.fromkeys(expected) if name not in elsewhere]
 
     def _is_table(self, entry: _Entry) -> bool:
         try:
@@ -348,11 +362,12 @@ class Recorder:
         rows = _rows_of(good)
         extra: tuple[str, ...] = ()
         if self._columns is not None:
-            strange = [name for name in inputs if name not in self._columns]
+            expected = dict.fromkeys(self._expected(inputs))
+            strange = [name for name in inputs if name not in expected]
             hidden = self._privacy.default == Action.MASK
             extra = tuple(strange[:_MOST_EXTRA]) if not hidden else ("(masked)",) * bool(strange)
             absent = typed([None] * rows)
-            inputs = {name: inputs.get(name, absent) for name in self._columns}
+            inputs = {name: inputs.get(name, absent) for name in expected}
         inputs, masked = self._privacy.applied(inputs)
         outputs, masked_outputs = self._privacy.applied(outputs, "output:")
         each = [entry[5] for entry in good]

@@ -214,3 +214,45 @@ def test_a_component_beyond_every_float_is_no_vector() -> None:
     vectors = [[1.0] * WIDTH, [10**400] * WIDTH, None]
     counts = part(count_rows(EMBEDDED, {"e": vectors}), "e#00")
     assert (counts[:2], sum(counts)) == ([1, 1], 3)
+
+
+def _vectors_with_odd_ones() -> list[Any]:
+    vectors: list[Any] = VECTORS.tolist()
+    vectors[3:9] = [None, [1.0, 2.0], "text", [1.0, None, 0.5, 0.5], ["1"] * WIDTH, (1, 2, 3, 4)]
+    return vectors
+
+
+@pytest.mark.parametrize("where", ["inputs", "outputs"])
+@pytest.mark.parametrize("shape", ["records", "columns", "frame", "arrays", "matrix", "wide"])
+def test_vectors_count_as_the_raw_ones_whatever_they_come_in(shape: str, where: str) -> None:
+    vectors: Any = _vectors_with_odd_ones()
+    if shape in ("matrix", "wide"):
+        vectors = VECTORS if shape == "matrix" else np.zeros((ROWS, WIDTH + 1))
+    elif shape == "arrays":
+        vectors = [np.array(v) if isinstance(v, list) else v for v in vectors]
+    raw = count_rows(EMBEDDED, {"e": vectors})
+    table: Any = {"e": vectors}
+    if shape == "records":
+        table = [{"e": vector} for vector in vectors]
+    elif shape == "frame":
+        table = pd.DataFrame({"e": pd.Series(vectors)})
+    rest, score = {"x": np.arange(ROWS)}, np.zeros(ROWS)
+    recorder = recorder_of(EMBEDDED, source="r-1")
+    if where == "inputs":
+        recorder.append(table, score, "7")
+    else:
+        recorder.append(rest, table, "7")
+    told = counted(EMBEDDED, written(recorder))
+    names = [column.name for column in EMBEDDED.columns if column.role == "embedding"]
+    assert [part(told, name) for name in names] == [part(raw, name) for name in names]
+    assert "e" not in told.missing_columns
+
+
+def test_vectors_are_recorded_under_the_name_that_a_signature_has() -> None:
+    recorder = recorder_of(EMBEDDED, source="r-1", columns=["e", "x"])
+    recorder.append([[v, i] for i, v in enumerate(VECTORS.tolist())], np.zeros(ROWS), "7")
+    recorder.append(pd.DataFrame({"x": [1], "e": [[1.0] * WIDTH]}), [0.5], "7")
+    block = written(recorder)
+    assert list(block.inputs) == [*(f"e.{place}" for place in range(WIDTH)), "x"]
+    assert block.extra == ()
+    assert np.array_equal(block.inputs["e.2"][:ROWS], VECTORS[:, 2])
