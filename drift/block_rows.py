@@ -9,7 +9,8 @@ embeddings under one name each. Between them:
   profile has, they are the profile's in its order.
 - An embedding's components were recorded as ``name.0``, ``name.1`` …; they become vectors again; a
   row with a component that is no number has none.
-- What the profile does not know stays, and is counted as an extra column.
+- What the profile does not know stays, and is counted as an extra column; so is what the recorder
+  saw and left out, by its name, or as ``(masked)`` where even that did not leave.
 
 Example::
 
@@ -58,6 +59,9 @@ def require_of(subject: Subject, block: Block) -> None:
 def rows_of(profile: DriftProfile, block: Block) -> Rows:
     """A block as a cutter takes it."""
     columns = _columns(profile, block.inputs, block.outputs)
+    for name in block.extra:  # there was such a column; its values did not leave
+        known = name in columns or name in profile.inputs_by_name
+        columns[f"input:{name}" if known else name] = np.zeros(block.rows, dtype=np.bool_)
     return Rows(
         block.source, block.sequence, columns, block.time_ms, block.dropped + block.malformed
     )

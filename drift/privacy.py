@@ -11,7 +11,7 @@
 It is applied before a block exists, so nothing that is masked is ever written, spooled or sent.
 Outputs are named ``output:`` and their name. A column that the mapping does not name gets
 ``default``; with ``default=mask`` only what is named leaves, and of a column that nobody
-expected not even the name.
+expected not even the name: that there was one is told, as ``(masked)``.
 
 Example::
 

@@ -14,6 +14,7 @@ from drift.blocks import Block
 from drift.embedding import Embedding
 from drift.fitting import fit_profile
 from drift.performance import PerformanceWatch
+from drift.recording import recorder_of
 from drift.verdict import Level
 from governance.drift_reports import DriftReport
 from tests.unit.drift.monitor_world import (
@@ -24,6 +25,7 @@ from tests.unit.drift.monitor_world import (
     reference_sample,
     straight,
 )
+from tests.unit.drift.reference import live_rows
 
 # -- odd blocks
 
@@ -385,3 +387,35 @@ def test_a_column_that_nobody_expected_warns(world: World) -> None:
     (report,) = world.notes.reports
     assert report.verdict.level is Level.WARN
     assert any("'new'" in text for text in report.verdict.reasons)
+
+
+@pytest.mark.parametrize("personal", [False, True])
+def test_a_recorded_column_that_nobody_expected_warns(tmp_path: Path, personal: bool) -> None:
+    """By its name, unless any column is personal: then only that there is one."""
+    table = live_rows(5000, 3)
+    score = {"score": table.pop("score")}
+    pii: dict[str, Any] = {"town": "mask"} if personal else {}
+    profile = fit_profile(table, score, model="fraud", window=250, pii=pii)
+    world = World(tmp_path, profile)
+    recorder = recorder_of(profile, source="r-1")
+    rows = live_rows(500, 4)
+    said = rows.pop("score")
+    recorder.append({**rows, "maiden": ["x"] * 500}, said, "7", time_ms=NOW)
+    (block,) = recorder.flush()
+    assert "maiden" not in block.inputs
+    world.blocks.write(block)
+    world.run(world.monitor())
+    report = world.notes.reports[-1]
+    name = "(masked)" if personal else "maiden"
+    assert report.verdict.level is Level.WARN
+    assert any(f"'{name}'" in text for text in report.verdict.reasons)
+    assert report.counts.extra_columns == {name: report.counts.rows}
+    assert report.counts.extra_cells == report.counts.rows
+
+
+def test_a_new_input_that_is_called_like_an_output_hides_nothing(world: World) -> None:
+    world.blocks.write(block_of(0, rows=500, extra=("score",)))
+    world.run(world.monitor())
+    (report,) = world.notes.reports
+    assert dict(report.counts.extra_columns) == {"input:score": 500}
+    assert report.counts.missing_columns == {}
