@@ -7,6 +7,9 @@ J. Lindenstrauss, Contemporary Mathematics 26, 1984), and each projection is bin
 number. A vector with a component that is missing or not finite is missing; one of another width is
 unparsable in every projection.
 
+Of a personal embedding (``pii`` is ``mask``) there are no projections: the profile counts, under
+its name, whether there is a vector, and a recorder lets nothing else leave.
+
 The directions come from the seed in the profile, by numpy's ``RandomState``, whose streams are
 frozen for good (NEP 19), so the same profile gives the same columns for ever.
 
@@ -26,11 +29,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drift.bins import absent
+from drift.bins import PresenceBins, absent
 from drift.documents import Fields
 from governance.errors import MalformedRequestError
 
-__all__ = ["NO_VECTOR", "Embedding", "components_of", "vectors_of"]
+__all__ = ["NO_VECTOR", "Embedding", "components_of", "presence_of", "vectors_of"]
 
 _LARGEST = 1 << 16
 NO_VECTOR = "no vector"
@@ -154,9 +157,34 @@ def vectors_of(values: Any, width: int) -> tuple[NDArray[np.float64], NDArray[np
     return found, strange
 
 
+def presence_of(values: Any) -> NDArray[np.float64]:
+    """Whether there is a value, or a vector that is not all missing: (n,), 1 or NaN."""
+    if isinstance(values, np.ndarray) or not isinstance(values, Sequence):
+        array = np.asarray(values)
+    else:
+        array = _together(values)
+    if array.ndim > 1 and array.dtype.kind == "f":
+        there = ~np.isnan(array.reshape(len(array), -1)).all(axis=1)
+    elif array.ndim > 1:
+        there = np.ones(len(array), dtype=np.bool_)
+    elif array.dtype != object:
+        there = PresenceBins().codes(array).astype(np.bool_)
+    else:
+        there = np.array([not _all_absent(value) for value in array], dtype=np.bool_)
+    return np.where(there, 1.0, np.nan)
+
+
+def _all_absent(value: Any) -> bool:
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1):
+        return all(map(absent, value))
+    return absent(value)
+
+
 def components_of(name: str, values: Any, width: int) -> dict[str, NDArray[Any]]:
     """Vectors as columns of their components, ``name.0``, ``name.1`` …; what is no vector stands as
-    a text in the first of them."""
+    a text in the first of them. With a width of 0: whether there is one, as ``name``."""
+    if not width:
+        return {name: presence_of(values)}
     numbers, strange = vectors_of(values, width)
     columns: dict[str, NDArray[Any]] = {f"{name}.{i}": numbers[:, i] for i in range(width)}
     if strange.any():

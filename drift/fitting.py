@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from drift.bins import Bins, fit_bins, smoothed
 from drift.components import Components
-from drift.embedding import Embedding
+from drift.embedding import Embedding, presence_of
 from drift.profile import Calibration, Column, DriftProfile, Pii, Role, is_component_part
 from drift.psi import psi
 from drift.rules import Rules
@@ -74,7 +74,8 @@ def fit_profile(
         embeddings: Vectors (n, k) by name.
         bins: Ranges between the least and the largest value of a numeric column.
         kinds: Of columns whose type says otherwise (a postal code that is an integer).
-        pii: What may be kept of personal columns: ``bin`` or ``mask``.
+        pii: What may be kept of personal columns: ``bin`` or ``mask``; of an embedding ``mask``,
+            with which it has no projections, and only whether there is a vector is counted.
         protected: Columns by whose groups fairness is judged.
         rules: When to warn and to alert.
         backend: Who confirms alarms.
@@ -100,8 +101,16 @@ def fit_profile(
                 raise _twice(name)
             plain[name] = (role, one_dimensional(values, name))
     vectors: list[tuple[Embedding, Any]] = []
+    masked: list[str] = []
     for name, values in columns_of(embeddings, "embeddings").items():
-        vectors.append((Embedding.fit(name, values, directions=directions, seed=seed), values))
+        one = Embedding.fit(name, values, directions=directions, seed=seed)
+        if not _is_masked(one, pii or {}):
+            vectors.append((one, values))
+        elif name in plain:
+            raise _twice(name)
+        else:
+            plain[name] = ("feature", presence_of(values))
+            masked.append(name)
     lengths = {name: len(values) for name, (_, values) in plain.items()}
     lengths |= {one.name: len(values) for one, values in vectors}
     rows = _rows(lengths, window)
@@ -112,11 +121,11 @@ def fit_profile(
             if name in plain:
                 raise _twice(name)
             plain[name] = ("embedding", column)
-    _known(plain, pii or {}, "pii")
+    _known({**plain, **{one.name: one for one, _ in vectors}}, pii or {}, "pii")
     _known(plain, kinds or {}, "kinds")
     _known(plain, protected, "protected")
     order = _order(times, rows)
-    later = _later(calibration, [one for one, _ in vectors], window)
+    later = _later(calibration, [one for one, _ in vectors], masked, window)
     fitted: list[Column] = []
     cut = _Windows(rows if calibration is None else _length(later), window)
 
@@ -280,14 +289,17 @@ def _order(times: ArrayLike | None, rows: int) -> NDArray[np.int64] | None:
     return np.argsort(array, kind="stable")
 
 
-def _later(table: Table | None, embeddings: list[Embedding], window: int) -> dict[str, Any] | None:
-    """Calibration rows by column name, vectors as projections."""
+def _later(
+    table: Table | None, embeddings: list[Embedding], masked: Collection[str], window: int
+) -> dict[str, Any] | None:
+    """Calibration rows by column name, vectors as projections, masked ones as their presence."""
     if table is None:
         return None
     columns = columns_of(table, "calibration rows")
     for one in embeddings:
         if one.name in columns:
             columns |= one.columns(columns.pop(one.name))
+    columns |= {name: presence_of(columns[name]) for name in masked if name in columns}
     lengths = sorted({len(values) for values in columns.values()})
     if len(lengths) != 1 or lengths[0] < window:
         raise MalformedRequestError(
@@ -308,6 +320,28 @@ def _known(columns: Mapping[str, object], named: Collection[str], what: str) -> 
                 f"{what} names the column {name!r}, which the reference has not",
                 f"its columns are {', '.join(sorted(columns)[:20])}",
             )
+
+
+def _is_masked(one: Embedding, pii: Mapping[str, Pii]) -> bool:
+    """Whether nothing but the presence of its vectors is kept.
+
+    Raises:
+        MalformedRequestError: something else is asked for than to keep or to mask all of it.
+    """
+    part = next((name for name in one.column_names if name in pii), None)
+    if part is not None:
+        raise MalformedRequestError(
+            f"pii names {part!r}, a projection: vectors are recorded by their components, and none "
+            "of these would be protected by it",
+            f"name the embedding: pii={{{one.name!r}: 'mask'}}",
+        )
+    kept = pii.get(one.name, "keep")
+    if kept not in ("keep", "mask"):
+        raise MalformedRequestError(
+            f"pii of the embedding {one.name!r} is {kept!r}, and a vector has no bin",
+            "write keep, or mask: then nothing of it is recorded but whether there is a vector",
+        )
+    return kept == "mask"
 
 
 def _twice(name: str) -> MalformedRequestError:

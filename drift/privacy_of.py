@@ -30,6 +30,8 @@ def privacy_of(profile: DriftProfile) -> Privacy:
         name = f"output:{column.name}" if column.role == "output" else column.name
         if column.pii == "mask":
             actions[name] = Action.PRESENCE
+            if column.role == "feature":  # an embedding may be what the model gives
+                actions[f"output:{name}"] = Action.PRESENCE
         elif column.pii == "keep":
             actions[name] = Action.KEEP
         elif isinstance(column.bins, NumericBins) and column.bins.cuts:

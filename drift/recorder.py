@@ -87,7 +87,8 @@ class Recorder:
         columns: The inputs that are expected, in order; None takes whatever comes.
         outputs: Names for predictions that have none, where they are as many.
         categories: Columns that are counted by categories, not as numbers.
-        vectors: Embedding → its width; a column of vectors is recorded as its components.
+        vectors: Embedding → its width; a column of vectors is recorded as its components. 0: as
+            whether there is one.
         privacy: What may leave.
         most_rows, most_bytes: Of the queue.
         block_rows: Rows of a block at most, except that a request is not cut.
@@ -335,15 +336,21 @@ class Recorder:
             return dict(zip(self._outputs, outputs.values(), strict=True))
         return outputs
 
-    def _expected(self, inputs: Mapping[str, Column]) -> list[str]:
+    def _expected(
+        self, inputs: Mapping[str, Column], outputs: Mapping[str, Column]
+    ) -> dict[str, None]:
         """Columns of a block. An embedding of which nothing came in may be what the model gives."""
-        parts = {name: [f"{name}.{i}" for i in range(w)] for name, w in self._vectors.items()}
-        expected = chain.from_iterable(parts.get(name, (name,)) for name in self._columns or ())
+        parts = {
+            name: [f"{name}.{place}" for place in range(width)] or [name]
+            for name, width in self._vectors.items()
+        }
         elsewhere: set[str] = set()
-        for components in parts.values():
-            if not any(part in inputs for part in components):
+        for name, components in parts.items():
+            given = components[0] in outputs or components != [name]
+            if given and not any(part in inputs for part in components):
                 elsewhere.update(components)
-        return [name for name in dict.fromkeys(expected) if name not in elsewhere]
+        named = chain.from_iterable(parts.get(name, (name,)) for name in self._columns or ())
+        return {name: None for name in named if name not in elsewhere}
 
     def _is_table(self, entry: _Entry) -> bool:
         try:
@@ -362,7 +369,7 @@ class Recorder:
         rows = _rows_of(good)
         extra: tuple[str, ...] = ()
         if self._columns is not None:
-            expected = dict.fromkeys(self._expected(inputs))
+            expected = self._expected(inputs, outputs)
             strange = [name for name in inputs if name not in expected]
             hidden = self._privacy.default == Action.MASK
             extra = tuple(strange[:_MOST_EXTRA]) if not hidden else ("(masked)",) * bool(strange)

@@ -79,7 +79,8 @@ def recorder_of(
         columns=features if columns is None else columns,
         outputs=[column.name for column in profile.outputs],
         categories=[one.name for one in profile.columns if isinstance(one.bins, CategoryBins)],
-        vectors={one.name: one.width for one in profile.embeddings},
+        vectors={one.name: one.width for one in profile.embeddings}
+        | {one.name: 0 for one in profile.columns if one.pii == "mask"},
         privacy=privacy_of(profile),
         sample=sample,
         rng=np.random.default_rng(),

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from drift.bins import PresenceBins
 from drift.documents import Fields
-from drift.embedding import Embedding
+from drift.embedding import Embedding, presence_of
 from drift.profile import DriftProfile
 from drift.tables import Table, aligned, clean_name, columns_of
 from governance.canonical import canonical_json
@@ -217,6 +218,8 @@ def count_columns(
             continue
         if isinstance(column, Embedding):
             plain |= column.columns(values)
+        elif isinstance(column.bins, PresenceBins):
+            plain[name] = presence_of(values)
         else:
             plain[name] = values if values.ndim == 1 else _no_scalars(rows)
     if profile.components is not None and rows:

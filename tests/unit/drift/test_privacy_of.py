@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import numpy as np
+import re
+from pathlib import Path
+from typing import Any
 
-from drift.block_rows import sample_of
+import numpy as np
+import pandas as pd
+import pytest
+
+from drift.block_folder import BlockFolder
+from drift.block_rows import rows_of, sample_of
 from drift.columns import typed
 from drift.fitting import fit_profile
 from drift.privacy_of import privacy_of
+from drift.profile import DriftProfile
 from drift.recorder import Recorder
+from drift.recording import recorder_of
 from drift.reference import reference_parquet, reference_sample
 from drift.sample import Kind
 from drift.window import count_rows
+from governance.errors import MalformedRequestError
 from tests.unit.drift.reference import reference_rows
 
 PROFILE = fit_profile(
@@ -82,3 +92,91 @@ def test_recorded_rows_are_compared_as_the_reference_is() -> None:
     known, seen = reference.numbers[:, place], recorded.numbers[:, place]
     assert set(known[~np.isnan(known)]) == set(seen[~np.isnan(seen)])
     assert len(np.unique(known)) <= 12
+
+
+# -- embeddings
+
+VECTORS = np.random.default_rng(4).normal(size=(1000, 8))
+
+
+def embedded(**settings: Any) -> DriftProfile:
+    return fit_profile(
+        {"x": np.arange(1000)},
+        {"score": np.random.default_rng(1).random(1000)},
+        model="fraud",
+        window=50,
+        embeddings={"face": VECTORS},
+        **settings,
+    )
+
+
+def test_a_masked_embedding_is_counted_by_presence_alone() -> None:
+    profile = embedded(pii={"face": "mask"})
+    assert DriftProfile.from_json(profile.to_json()).digest == profile.digest
+    (face,) = [column for column in profile.columns if column.name.startswith("face")]
+    assert (face.role, face.pii, face.bins.names) == ("feature", "mask", ("missing", "present"))
+    assert (face.counts, profile.embeddings) == ((0, 1000), ())
+
+
+@pytest.mark.parametrize("shape", ["array", "lists", "records", "frame", "components", "output"])
+def test_nothing_of_a_masked_embedding_leaves(tmp_path: Path, shape: str) -> None:
+    profile, rows = embedded(pii={"face": "mask"}), 20
+    vectors: Any = [*VECTORS[: rows - 2].tolist(), None, None]
+    if shape == "array":
+        vectors = VECTORS[:rows].copy()
+        vectors[-2:] = np.nan
+    table: Any = {"x": np.arange(rows), "face": vectors}
+    if shape == "records":
+        table = [{"x": i, "face": vector} for i, vector in enumerate(vectors)]
+    elif shape == "frame":
+        table = pd.DataFrame({"x": np.arange(rows), "face": pd.Series(vectors)})
+    elif shape == "components":
+        table = {"x": np.arange(rows), **{f"face.{i}": VECTORS[:rows, i] for i in range(8)}}
+    said: Any = {"score": np.zeros(rows)}
+    if shape == "output":
+        said["face"] = table.pop("face")
+    recorder = recorder_of(profile, source="r-1")
+    recorder.append(table, said, "7")
+    folder = BlockFolder(tmp_path)
+    entry = folder.write(recorder.flush()[0])
+    data, block = (tmp_path / entry.name).read_bytes(), folder.read(entry)
+    for value in VECTORS[:rows].ravel():
+        assert value.tobytes() not in data
+        assert repr(float(value)).encode() not in data
+    place = profile.layout.names.index("face")
+    told = count_rows(profile, rows_of(profile, block).columns)
+    found = profile.layout.of_column(place, told.counts).tolist()
+    assert found == ([rows, 0] if shape == "components" else [2, rows - 2])
+    if shape != "components":
+        raw = count_rows(profile, {"x": np.arange(rows), "face": vectors})
+        assert profile.layout.of_column(place, raw.counts).tolist() == found
+        assert told.extra_columns == {}
+
+
+def test_calibration_rows_of_a_masked_embedding() -> None:
+    later = {"x": np.arange(500), "score": np.zeros(500), "face": VECTORS[:500]}
+    found = embedded(pii={"face": "mask"}, calibration=later)
+    assert found.calibration.largest_psi[found.layout.names.index("face")] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("pii", "told"),
+    [
+        ({"face": "bin"}, r"a vector has no bin.*write keep, or mask"),
+        ({"face": "hide"}, r"write keep, or mask"),
+        ({"face#00": "mask"}, r"a projection.*pii=\{'face': 'mask'\}"),
+        ({"face#00": "bin"}, r"a projection"),
+        ({"face.0": "mask"}, r"which the reference has not"),
+    ],
+    ids=str,
+)
+def test_what_would_not_protect_an_embedding_is_refused(pii: dict[str, Any], told: str) -> None:
+    with pytest.raises(MalformedRequestError) as caught:
+        embedded(pii=pii)
+    assert re.search(told, f"{caught.value} {caught.value.remedy}", re.DOTALL)
+
+
+def test_an_embedding_may_be_kept_in_so_many_words() -> None:
+    kept, plain = embedded(pii={"face": "keep"}), embedded()
+    assert kept.embeddings == plain.embeddings
+    assert kept.digest == plain.digest
