@@ -40,10 +40,10 @@ def privacy_of(profile: DriftProfile) -> Privacy:
             actions[name], categories[name] = Action.BIN, column.bins.categories
         else:
             actions[name] = Action.PRESENCE
+    personal = {column.name for column in profile.columns if column.pii != "keep"}
     for one in profile.embeddings:
         parts = [f"{one.name}.{place}" for place in range(one.width)]
-        actions |= dict.fromkeys([*parts, *(f"output:{part}" for part in parts)], Action.KEEP)
-    personal = any(action != Action.KEEP for action in actions.values())
-    return Privacy(
-        actions, edges, categories, default=Action.MASK if personal else Action.KEEP, closed="left"
-    )
+        action = Action.MASK if personal.intersection(one.column_names) else Action.KEEP
+        actions |= dict.fromkeys([*parts, *(f"output:{part}" for part in parts)], action)
+    default = Action.MASK if personal else Action.KEEP
+    return Privacy(actions, edges, categories, default=default, closed="left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,13 @@ def test_an_embedding_may_be_kept_in_so_many_words() -> None:
     kept, plain = embedded(pii={"face": "keep"}), embedded()
     assert kept.embeddings == plain.embeddings
     assert kept.digest == plain.digest
+
+
+def test_a_profile_that_masks_a_projection_lets_no_component_leave() -> None:
+    """Such profiles could be fitted once, and may be signed."""
+    plain = embedded()
+    columns = [replace(c, pii="bin") if c.name == "face#00" else c for c in plain.columns]
+    recorder = recorder_of(replace(plain, columns=tuple(columns)), source="r-1")
+    recorder.append({"x": np.arange(9), "face": VECTORS[:9]}, {"score": np.zeros(9)}, "7")
+    (block,) = recorder.flush()
+    assert set(block.inputs) == {"x"}
