@@ -137,7 +137,8 @@ def _block(columns: Columns, batch: Batch, sequence: int, name: str) -> Block:
     rows = len(columns[batch.predictions[0]])
     apart = {*batch.predictions, *batch.ignored, batch.time, batch.request_id}
     try:
-        plain = {key: typed(values) for key, values in columns_of(columns, rows).items()}
+        found = columns_of(columns, rows, known=columns.keys())
+        plain = {key: typed(values) for key, values in found.items()}
     except ValueError as error:
         raise MalformedRequestError(f"{name}: {error}", "give flat columns") from error
     inputs, masked = batch.privacy.applied({k: v for k, v in plain.items() if k not in apart})
@@ -146,7 +147,8 @@ def _block(columns: Columns, batch: Batch, sequence: int, name: str) -> Block:
     )
     ids: Column | None = None
     if batch.request_id and batch.privacy.request_id == Action.KEEP:
-        ids = np.array([str(value) for value in plain[batch.request_id].tolist()], dtype=object)
+        names = typed(found[batch.request_id], category=True).tolist()
+        ids = np.array(list(map(str, names)), dtype=object)
     return Block(
         id=batch.new_id(),
         source=batch.source,

@@ -15,7 +15,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from itertools import chain
@@ -138,6 +138,7 @@ def columns_of(
     names: Sequence[str] | None = None,
     alone: str = "",
     vectors: Mapping[str, int] | None = None,
+    known: Collection[str] = (),
 ) -> dict[str, Any]:
     """Columns by name; not typed yet, for they may be joined with others first.
 
@@ -148,6 +149,7 @@ def columns_of(
         alone: The name of a single unnamed column, as predictions have; others are
             ``alone.0``, ``alone.1`` …
         vectors: Embedding → its width; a column of vectors becomes one of each component.
+        known: Names that are no client's; others are cut where they are long.
 
     Raises:
         ValueError: what is not ``rows`` rows, or has no sense as a table.
@@ -157,11 +159,11 @@ def columns_of(
     elif hasattr(data, "to_numpy"):
         data = data.to_numpy()
     if isinstance(data, Mapping):
-        found = _of_mapping(data, vectors or {})
+        found = _of_mapping(data, vectors or {}, {*known, *(vectors or ()), *(names or ())})
     elif isinstance(data, np.ndarray):
         found = _of_array(data, rows, names, alone)
     elif isinstance(data, list | tuple):
-        found = _of_rows(data, rows, names, alone)
+        found = _of_rows(data, rows, names, alone, {*known, *(vectors or ()), *(names or ())})
     else:
         raise ValueError(f"data of type {type(data).__name__}")
     for name in vectors or () if isinstance(data, Mapping | list | tuple) else ():
@@ -177,14 +179,17 @@ def columns_of(
     return found
 
 
-def _name(name: Any) -> str:
-    return unicode_of(name)[:_LONGEST_NAME]
+def _name(name: Any, known: Container[str]) -> str:
+    found = unicode_of(name)
+    return found if found in known else found[:_LONGEST_NAME]
 
 
-def _of_mapping(data: Mapping[Any, Any], vectors: Container[str]) -> dict[str, Any]:
+def _of_mapping(
+    data: Mapping[Any, Any], vectors: Container[str], known: Container[str]
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in data.items():
-        name = _name(name)
+        name = _name(name, known)
         matrix = isinstance(values, np.ndarray) and values.ndim == 2
         if matrix and name not in vectors:
             found.update({f"{name}.{place}": values[:, place] for place in range(values.shape[1])})
@@ -215,11 +220,15 @@ def _of_array(
 
 
 def _of_rows(
-    data: Sequence[Any], rows: int, names: Sequence[str] | None, alone: str
+    data: Sequence[Any],
+    rows: int,
+    names: Sequence[str] | None,
+    alone: str,
+    known: Container[str],
 ) -> dict[str, Any]:
     if all(isinstance(row, Mapping) for row in data):
-        known = dict.fromkeys(chain.from_iterable(data))
-        return {_name(name): [row.get(name) for row in data] for name in known}
+        found = dict.fromkeys(chain.from_iterable(data))
+        return {_name(name, known): [row.get(name) for row in data] for name in found}
     if all(isinstance(row, list | tuple | np.ndarray) for row in data):
         widths = {len(row) for row in data}
         if len(widths) > 1:

@@ -325,7 +325,9 @@ class Recorder:
         for _, run in groupby(entries, key=_alike):
             data, predictions, rows = _stacked(list(run))
             seen.append((rows, columns_of(data, rows, self._columns, vectors=self._vectors)))
-            outputs = columns_of(predictions, rows, alone=_ALONE, vectors=self._vectors)
+            outputs = columns_of(
+                predictions, rows, alone=_ALONE, vectors=self._vectors, known=self._outputs
+            )
             said.append((rows, self._named(outputs)))
         return joined(seen, self._categories), joined(said, self._categories)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,27 @@ def test_folders_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="a batch"):
         batch(**options)
+
+
+@pytest.mark.parametrize(
+    ("values", "ids"),
+    [
+        ([Decimal("1"), Decimal("20")], ["1", "20"]),
+        (pd.to_datetime(["2026-01-01", "2026-01-02"]), ["2026-01-01T00", "2026-01-02T00"]),
+    ],
+    ids=["decimals", "times"],
+)
+def test_ids_are_no_numbers(values: Any, ids: list[str]) -> None:
+    table = frame(2).assign(key=values)
+    (block,) = blocks_of_frame(table, batch())
+    assert block.request_id is not None
+    found = block.request_id.tolist()
+    assert [one[: len(name)] for one, name in zip(found, ids, strict=True)] == ids
+    assert "." not in "".join(found).replace(".000000000", "")
+
+
+def test_a_long_name_is_kept_whole() -> None:
+    name, said = "f" * 300, "p" * 300
+    table = frame(2).rename(columns={"amount": name, "score": said})
+    (block,) = blocks_of_frame(table, batch(predictions=(said,)))
+    assert (list(block.inputs), list(block.outputs)) == ([name, "job"], [said])

@@ -113,6 +113,17 @@ def test_missing_and_extra_columns() -> None:
     assert math.isnan(block.inputs["a"][1])
 
 
+@pytest.mark.parametrize("row", [lambda row: [row], lambda row: {n: [v] for n, v in row.items()}])
+def test_a_long_name_that_is_known_is_kept_whole(row: Any) -> None:
+    one, other, output = "f" * 210 + "1", "f" * 210 + "2", "p" * 300
+    recording = recorder(columns=(one, other), outputs=(output,))
+    recording.append(row({one: 1, other: 2, "x" * 300: 3}), [{output: 4, "y" * 300: 5}])
+    block = only(recording.flush())
+    assert {name: int(values[0]) for name, values in block.inputs.items()} == {one: 1, other: 2}
+    assert set(block.outputs) == {output, "y" * 200}
+    assert block.extra == ("x" * 200,)
+
+
 def test_values_of_several_types_stay_what_they_are() -> None:
     recording = recorder()
     values = [1, "one", None, 1.5, True, [1, 2], 10**30]
