@@ -15,21 +15,34 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Container
 from contextlib import suppress
 from typing import Any
 
 __all__ = ["predictions_in", "rows_in"]
 
 
-def rows_in(content_type: str | None, body: bytes) -> Any:
+_ABSENT = frozenset(
+    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+     "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
+)  # fmt: skip
+_TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
+
+
+def rows_in(content_type: str | None, body: bytes, texts: Container[str] = ()) -> Any:
     """A request's rows: columns by name, or a list of rows.
+
+    Args:
+        content_type: Of the request.
+        body: As it came.
+        texts: Columns of CSV that are categories, not numbers: 01234 stays what it is.
 
     Raises:
         ValueError: it is no request that can be read.
     """
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind == "text/csv":
-        return _csv(body)
+        return _csv(body, texts)
     document = json.loads(body)
     if not isinstance(document, dict):
         raise ValueError("the request is no object")
@@ -81,17 +94,28 @@ def _columns(part: dict[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def _csv(body: bytes) -> dict[str, list[Any]]:
-    rows = list(csv.reader(io.StringIO(body.decode("utf-8"))))
+def _csv(body: bytes, texts: Container[str]) -> dict[str, list[Any]]:
+    rows = list(filter(None, csv.reader(io.StringIO(body.decode("utf-8-sig")))))
     if len(rows) < 2:
         raise ValueError("the CSV has no rows")
     columns = zip(*rows[1:], strict=True)
-    return {name: _typed(values) for name, values in zip(rows[0], columns, strict=True)}
+    return {
+        name: _typed(values, name in texts) for name, values in zip(rows[0], columns, strict=True)
+    }
 
 
-def _typed(values: tuple[str, ...]) -> list[Any]:
-    """As pandas reads them, near enough: a column of numbers is numbers, nothing is missing."""
+def _typed(values: tuple[str, ...], category: bool) -> list[Any]:
+    """As pandas reads them, with which MLflow does: a column of numbers, or of truth values, is
+    one though some are missing."""
+    found = [None if value in _ABSENT else value for value in values]
+    present = [value for value in found if value is not None]
+    if all(value in _TRUTH for value in present):
+        return [None if value is None else _TRUTH[value] for value in found]
+    if any("_" in value for value in present):  # Python's own way to write numbers
+        return found
     for kind in (int, float):
         with suppress(ValueError):
-            return [None if value == "" else kind(value) for value in values]
-    return [None if value == "" else value for value in values]
+            numbers = [None if value is None else kind(value) for value in found]
+            names = kind is int and any(v.startswith("0") and v != "0" for v in present)
+            return found if category and names else numbers
+    return found

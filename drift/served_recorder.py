@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from drift.bins import CategoryBins
 from drift.block_store import BlockPlace, place_of
 from drift.model_profile import load_profile
 from drift.places import blocks_folder, subject_folder
@@ -83,7 +84,8 @@ def open_recorder(served: ServedModel, environ: Mapping[str, str]) -> ServedReco
         sample=share_of(environ),
     )
     place = blocks_folder(place_of(target), served.model, served.version, served.deployment)
-    return ServedRecorder(served, recorder, place, spool_of(environ, place))
+    texts = [one.name for one in profile.features if isinstance(one.bins, CategoryBins)]
+    return ServedRecorder(served, recorder, place, spool_of(environ, place), texts=texts)
 
 
 class ServedRecorder:
@@ -94,6 +96,7 @@ class ServedRecorder:
         recorder: Takes rows.
         place: Where blocks go.
         spool: Where they wait.
+        texts: Columns of CSV that are no numbers.
         flush_s: Seconds between two looks.
     """
 
@@ -104,9 +107,11 @@ class ServedRecorder:
         place: BlockPlace,
         spool: Path,
         *,
+        texts: Collection[str] = (),
         flush_s: float = 1.0,
     ) -> None:
         self._version = served.version
+        self._texts = frozenset(texts)
         self._recorder = recorder
         self._bodies: deque[tuple[str | None, bytes, bytes, str]] = deque()
         self._bytes = 0
@@ -146,7 +151,7 @@ class ServedRecorder:
             self._bytes = 0
         for content_type, body, answer, request_id in bodies:
             try:
-                rows, said = rows_in(content_type, body), predictions_in(answer)
+                rows, said = rows_in(content_type, body, self._texts), predictions_in(answer)
                 self._recorder.append(rows, said, self._version, request_id=request_id)
             except Exception:  # noqa: BLE001 - whatever a client sent; the next is read
                 self._recorder.lost(malformed=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from drift.bins import category_of
 from drift.block_folder import BlockFolder
+from drift.block_rows import rows_of
 from drift.blocks import Block
 from drift.fitting import fit_profile
 from drift.profile import DriftProfile
@@ -23,6 +26,7 @@ from drift.recorder import Recorder
 from drift.recording import RECORD_SAMPLE, RECORD_SPOOL, Recording, recorder_of, share_of
 from drift.served_bodies import predictions_in, rows_in
 from drift.served_recorder import RECORD_PROFILES, ServedRecorder, open_recorder
+from drift.window import count_rows
 from governance import recording_port
 from governance.errors import ConfigurationError
 from governance.recording_port import RECORD_TO, ServedModel
@@ -299,6 +303,51 @@ def test_bodies_have_bounded_room(tmp_path: Path, environ: dict[str, str]) -> No
 def test_requests_as_rows(content_type: str, body: Any, rows: Any) -> None:
     data = body if isinstance(body, str) else json.dumps(body)
     assert rows_in(content_type, data.encode()) == rows
+
+
+CSV = """flag,gap,zip,age,score,name,mixed,none
+True,true,01234,1,1.5,ann,1,
+
+False,NA,99999,NA,,None,x,NA
+true,FALSE,00001, 3,1e3,1_0,,nan
+"""
+
+
+def test_csv_is_read_as_the_model_sees_it() -> None:
+    """MLflow reads it with pandas, columns of texts by the signature."""
+    found = rows_in("text/csv", b"\xef\xbb\xbf" + CSV.encode(), texts=("zip", "age"))
+    seen = pd.read_csv(io.StringIO(CSV), dtype={"zip": str})
+    assert list(found) == list(seen)
+    for name, values in found.items():
+        assert [category_of(v) for v in values] == [category_of(v) for v in seen[name]], name
+    assert rows_in("text/csv", CSV.encode())["zip"] == [1234, 99999, 1]
+
+
+def test_csv_of_categories_counts_as_the_reference_did(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    rng = np.random.default_rng(0)
+    towns = np.array(["01234", "99999"], dtype=object)[rng.integers(0, 2, 1000)]
+    profile = fit_profile(
+        {"zip": towns, "flag": rng.random(1000) < 0.5, "x": rng.random(1000)},
+        {"score": rng.random(1000)},
+        model="fraud",
+        window=50,
+    )
+    (tmp_path / "profiles" / "fraud" / "7.json").write_bytes(profile.to_json())
+    found = open_recorder(ServedModel("fraud", "7"), environ)
+    assert found is not None
+    body = b"zip,flag,x\n01234,True,0.5\n01234,False,NA\n"
+    found.exactly("text/csv", body, b'{"predictions": [0.5, 0.5]}', "a")
+    found.close()
+    (block,) = blocks_in(where(tmp_path))
+    counts = count_rows(profile, rows_of(profile, block).columns)
+    parts = {
+        n: profile.layout.of_column(i, counts.counts) for i, n in enumerate(profile.layout.names)
+    }
+    assert parts["zip"].tolist() == [0, 0, 0, 2, 0]
+    assert parts["flag"].tolist() == [0, 0, 0, 1, 1]
+    assert parts["x"][:2].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
