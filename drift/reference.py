@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.bins import CategoryBins, NumericBins, category_of
+from drift.bins import CategoryBins, NumericBins, category_of, numbers_of
 from drift.embedding import Embedding
 from drift.profile import Column, DriftProfile
 from drift.sample import MOST_ROWS, Kind, Sample
@@ -35,6 +35,7 @@ __all__ = ["FILE", "reference_parquet", "reference_sample", "sample_of"]
 FILE = "drift_reference.parquet"
 
 _MOST_BYTES = 1 << 28
+_LARGEST = 1e300  # of a number that detectors can compute with
 _FEW = 0.5
 """Share of numbers below which a numeric column has changed its kind, and is shown as it is."""
 
@@ -151,30 +152,17 @@ def _binned(column: Column, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _numbers(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Numbers with NaN for what is missing or none; which are something else."""
-    kind = values.dtype.kind
-    strange = np.zeros(len(values), dtype=np.bool_)
-    if kind in "fiub":
-        numbers = values.astype(np.float64)
-    elif kind in "mM":
-        numbers = values.astype(f"{kind}8[us]").astype(np.float64) / 1e6
-        numbers[np.isnat(values)] = np.nan
-    else:
-        numbers = np.full(len(values), np.nan)
-        for place, value in enumerate(values.tolist()):
-            if isinstance(value, int | float):  # also numpy's float64, and truth values
-                numbers[place] = value if abs(value) < 1e300 else np.nan
-            elif hasattr(value, "timestamp"):
-                numbers[place] = value.timestamp()
-            else:
-                strange[place] = category_of(value) is not None
-    numbers[~np.isfinite(numbers)] = np.nan
+    """Numbers as they are counted, with NaN for missing or none; which are something else."""
+    numbers, strange = numbers_of(values)
+    numbers[~(np.abs(numbers) < _LARGEST)] = np.nan
     return numbers, strange
 
 
 def _texts(values: NDArray[Any]) -> NDArray[Any]:
     texts = np.empty(len(values), dtype=object)
-    texts[:] = [category_of(value) for value in values.tolist()]
+    # Times as numpy has them: its list of them depends on their unit.
+    listed = values if values.dtype.kind in "mM" else values.tolist()
+    texts[:] = [category_of(value) for value in listed]
     return texts
 
 

@@ -15,13 +15,15 @@ import pytest
 from pyarrow import feather
 
 from drift.bins import NumericBins
-from drift.block_rows import rows_of
+from drift.block_rows import rows_of, sample_of
 from drift.blocks import Block, from_arrow, to_arrow
 from drift.columns import typed
 from drift.fitting import fit_profile
 from drift.profile import DriftProfile, Pii
 from drift.recorder import Recorder
 from drift.recording import recorder_of
+from drift.reference import reference_parquet, reference_sample
+from drift.training import fit_with_reference
 from drift.window import WindowCounts, count_rows
 
 ROWS = 400
@@ -159,6 +161,42 @@ def test_a_column_of_times_is_counted_like_its_own_reference(kind: Kind | None) 
             place = profile.layout.names.index(name)
             found = profile.layout.of_column(place, lists.counts).tolist()
             assert found == list(profile.columns[place].counts), name
+
+
+@pytest.mark.parametrize("pii", ["keep", "bin"])
+@pytest.mark.parametrize("kind", [None, "category"])
+def test_detectors_compare_recorded_rows_with_the_reference_as_it_was(
+    kind: Kind | None, pii: Pii
+) -> None:
+    profile = fitted(kind, pii, COLUMNS)
+    frame = pd.DataFrame(COLUMNS)
+    score = np.random.default_rng(1).random(ROWS)
+    reference = reference_sample(
+        profile, reference_parquet(profile, {**COLUMNS, "score": pd.Series(score)})
+    )
+    recorder = recorder_of(profile, source="r-1")
+    recorder.append(frame, score, "7")
+    block = written(recorder)
+    recorded = sample_of(profile, block.inputs, block.outputs)
+    assert dict(zip(recorded.names, recorded.kinds, strict=True)) == dict(
+        zip(reference.names, reference.kinds, strict=True)
+    )
+    for place, name in enumerate(reference.numeric):
+        ours, theirs = recorded.numbers[:, place], reference.numbers[:, place]
+        assert np.array_equal(ours, theirs, equal_nan=True), name
+    for place, name in enumerate(reference.categorical):
+        ours, theirs = recorded.categories[:, place], reference.categories[:, place]
+        assert ours.tolist() == theirs.tolist(), name
+
+
+def test_a_masked_embedding_is_not_in_the_reference_rows() -> None:
+    fitted_rows = fit_with_reference(
+        {"x": np.arange(ROWS)}, {"score": np.zeros(ROWS)}, model="fraud", window=20,
+        embeddings={"e": VECTORS}, pii={"e": "mask"},
+    )  # fmt: skip
+    assert fitted_rows.reference is not None
+    table = pq.read_table(io.BytesIO(fitted_rows.reference))
+    assert table.column_names == ["feature:x", "output:score"]
 
 
 def test_large_whole_numbers_beside_missing_ones_are_not_rounded() -> None:
