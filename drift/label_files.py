@@ -3,14 +3,18 @@
 A file is Parquet (``.parquet``), JSON lines (``.jsonl``) or CSV (``.csv``) with the columns
 ``request_id``, ``label`` and, where requests have several rows, ``row`` (from 0). Files are read in
 the order of their names. One that was read goes to ``read/`` once the state is saved that counted
-its labels; one that cannot be read goes to ``refused/``. Write a file elsewhere and move it in
-whole: a name that begins with a dot is left alone.
+its labels; one that cannot be read goes to ``refused/``. There it gets a number where another has
+its name. Write a file elsewhere and move it in whole: a name that begins with a dot is left alone.
+
+A file is known by its *mark*: name, size, time of the last change and inode. Another file by the
+same name is another file; one that was changed after it was read is read again, and what it said
+before counts as duplicates.
 
 Example::
 
     labels = LabelFolder(Path("labels"))
-    name, found = labels.unread([])          # ("monday.csv", [("r-1", 1), …])
-    labels.put_away([name])
+    mark, found = labels.unread([])          # found: [("r-1", 1), …]
+    labels.put_away([mark])
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from drift.labels import row_key
@@ -49,10 +54,10 @@ class LabelFolder:
         self.path = path
 
     def unread(self, read: Collection[str]) -> tuple[str, list[Label]] | None:
-        """The next file's name and labels; None: there is none.
+        """The next file's mark and labels; None: there is none.
 
         Args:
-            read: Names of files that were read already.
+            read: Marks of files that were read already.
 
         Raises:
             OSError: the folder cannot be used.
@@ -60,33 +65,53 @@ class LabelFolder:
         if not self.path.is_dir():
             return None
         for place in sorted(self.path.iterdir()):
-            name = place.name
-            if name.startswith(".") or place.suffix not in _KINDS or name in read:
+            if place.name.startswith(".") or place.suffix not in _KINDS:
                 continue
             try:
-                return name, labels_of(place)
+                mark = _mark(place)
+                if mark is None or mark in read:
+                    continue
+                return mark, labels_of(place)
             except FileNotFoundError:
                 continue
             except MalformedRequestError as error:
                 _log.warning("%s", error)
-                self._move(name, "refused")
+                self._move(place.name, "refused")
         return None
 
-    def put_away(self, names: Sequence[str]) -> list[str]:
-        """Files that were read; those that could not be moved come back."""
+    def put_away(self, marks: Sequence[str]) -> list[str]:
+        """Files that were read; the marks of those that could not be moved come back."""
         left = []
-        for name in names:
+        for mark in marks:
+            name = mark.partition("/")[2]
             try:
-                self._move(name, "read")
+                if name and _mark(self.path / name) == mark:
+                    self._move(name, "read")
             except FileNotFoundError:
                 continue
             except OSError:
-                left.append(name)
+                left.append(mark)
         return left
 
     def _move(self, name: str, where: str) -> None:
-        (self.path / where).mkdir(exist_ok=True)
-        (self.path / name).rename(self.path / where / name)
+        """Never over another file."""
+        place = self.path / name
+        aside = self.path / where
+        aside.mkdir(exist_ok=True)
+        target = aside / name
+        number = 1
+        while target.exists():
+            number += 1
+            target = aside / f"{place.stem}.{number}{place.suffix}"
+        place.rename(target)
+
+
+def _mark(place: Path) -> str | None:
+    """What tells a file from others of its name, a name's only ``/`` before it; None: no file."""
+    about = place.stat()
+    if not S_ISREG(about.st_mode):
+        return None
+    return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ino}/{place.name}"
 
 
 def labels_of(place: Path) -> list[Label]:

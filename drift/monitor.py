@@ -484,9 +484,9 @@ class Monitor:
         read = self._labels.unread(self._labels_read)
         if read is None:
             return False
-        name, labels = read
+        mark, labels = read
         for key, label in labels:
             self._watch.label(key, label)
-        self._labels_read.append(name)
+        self._labels_read.append(mark)
         self._dirty = True
         return True

@@ -234,9 +234,14 @@ def test_a_file_that_holds_no_labels_is_put_aside(tmp_path: Path, name: str, tex
     with pytest.raises(MalformedRequestError, match="no labels that can be read"):
         labels_of(tmp_path / name)
     folder = LabelFolder(tmp_path)
-    assert folder.unread([]) == ("z.csv", [("r-1", 1)])
+    found = folder.unread([])
+    assert found is not None
+    mark, labels = found
+    assert mark.endswith("/z.csv")
+    assert labels == [("r-1", 1)]
     assert (tmp_path / "refused" / name).is_file()
-    assert folder.put_away(["z.csv"]) == []
+    assert folder.put_away([mark]) == []
+    assert (tmp_path / "read" / "z.csv").is_file()
     assert folder.unread([]) is None
 
 
