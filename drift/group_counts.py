@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
+from drift.tables import clean_name
 from governance.errors import ConfigurationError
 
 __all__ = [
@@ -111,12 +112,13 @@ def is_missing(value: Any) -> bool:
 
 
 def group_name(value: Any) -> str:
-    """A group's value as text: whole numbers alike, whichever type they come in."""
+    """A group's value as text: whole numbers alike, whichever type they come in, and no more of it
+    than a document can hold."""
     if is_missing(value):
         return MISSING
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value)[:_LONGEST]
+    return clean_name(str(value))[:_LONGEST]
 
 
 def count_groups(

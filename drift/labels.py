@@ -63,7 +63,7 @@ Scalar = str | int | float | bool | None
 
 def row_key(request_id: str, row: int = 0) -> str:
     """Where the label of a request's row belongs; the first row's is the request's id itself."""
-    return f"{request_id}#{row}" if row else request_id
+    return f"{_short(request_id)}#{row}" if row else request_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +351,10 @@ class Labels:
 
 
 def _short(text: str) -> str:
-    """Bounded; a longer one goes by its digest, so that two of them stay two."""
+    """Bounded; a longer one goes by its digest, so that two of them stay two. A lone surrogate has
+    no place in a document: it becomes a question mark."""
+    if not text.isascii():
+        text = text.encode(errors="replace").decode()
     return text if len(text) <= _LONGEST else f"sha256:{sha256_hex(text.encode())}"
 
 

@@ -17,6 +17,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -293,7 +294,8 @@ def _numbers(values: Any) -> NDArray[np.float64]:
     found = np.full(len(array), np.nan)
     for place, value in enumerate(array.tolist()):
         if isinstance(value, int | float):
-            found[place] = value
+            with suppress(OverflowError):  # an integer beyond every float
+                found[place] = value
     return found
 
 

@@ -6,10 +6,15 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from drift.label_files import LabelFolder
-from tests.unit.drift.monitor_world import World, store_state, stored_state
+from drift.blocks import Block
+from drift.label_files import LabelFolder, labels_of
+from governance.errors import MalformedRequestError
+from tests.unit.drift.monitor_world import World, block_of, store_state, stored_state
 from tests.unit.drift.test_monitored_performance import PROFILE, block, scored
 
 ROWS = scored(400, 1)
@@ -116,3 +121,131 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
     found = LabelFolder(tmp_path).unread([])
     assert found is not None
     assert found[0].endswith("/d.csv")
+
+
+# -- files that cannot be read
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"request_id": "a", "label": 1, "row": 1e999}',
+        '{"request_id": "a", "label": 1, "row": -1}',
+        '{"request_id": "a", "label": 1, "row": 0.5}',
+        '{"request_id": "a", "label": 1, "row": [0]}',
+        '{"request_id": "a", "label": 1, "row": %s}' % ("9" * 400),
+        '{"request_id": NaN, "label": 1}',
+        '{"request_id": "a"}',
+        "[" * 100_000,
+    ],
+)
+def test_a_line_that_says_nothing_puts_its_file_aside(tmp_path: Path, row: str) -> None:
+    (tmp_path / "a.jsonl").write_text(row + "\n")
+    assert LabelFolder(tmp_path).unread([]) is None
+    assert (tmp_path / "refused" / "a.jsonl").is_file()
+
+
+def test_a_file_without_the_columns_is_refused_also_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,true\n")
+    (tmp_path / "b.csv").write_text("")
+    assert LabelFolder(tmp_path).unread([]) is None
+    assert len(list((tmp_path / "refused").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"request_id": "\ud800" * 300, "label": 1},
+        {"request_id": "a\ud800", "label": 1, "row": 1},
+        {"request_id": "replica-1-0-0", "label": "\ud800" * 300},
+        {"request_id": "replica-1-0-0", "label": "\ud800"},
+        {"request_id": "replica-1-0-0", "label": [1, {"a": 2}]},
+        {"request_id": "replica-1-0-0", "label": 10**400},
+        {"request_id": 10**400, "label": True},
+    ],
+)
+def test_odd_texts_and_numbers_stop_no_monitor(world: World, row: dict[str, object]) -> None:
+    (world.path / "labels" / "a.jsonl").write_text(json.dumps(row))
+    counts = one_run(world)
+    assert sum(counts.values()) == 1
+    assert (world.path / "labels" / "read" / "a.jsonl").is_file()
+    assert one_run(world) == counts
+
+
+def test_a_file_that_can_neither_be_read_nor_moved_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.csv").write_text("nothing\n")
+    (tmp_path / "b.csv").write_text("request_id,label\na,1\n")
+    (tmp_path / "refused").write_text("a file where the folder should be")
+    folder = LabelFolder(tmp_path)
+    for _ in range(2):
+        found = folder.unread([])
+        assert found is not None
+        assert found[0].endswith("/b.csv")
+    assert caplog.text.count("left alone") == 1
+
+
+def test_a_file_of_too_many_rows_is_refused_before_they_are_made(tmp_path: Path) -> None:
+    ones = pa.table({"request_id": pa.array(np.zeros(1_000_000, np.int8)), "label": ["x"] * 10**6})
+    with pq.ParquetWriter(tmp_path / "a.parquet", ones.schema, compression="zstd") as writer:
+        for _ in range(6):
+            writer.write_table(ones)
+    with pytest.raises(MalformedRequestError, match="more than 5000000 rows"):
+        labels_of(tmp_path / "a.parquet")
+
+
+def test_rows_that_share_a_long_text_take_no_room_of_their_own(tmp_path: Path) -> None:
+    rows = 100_000
+    ids = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), ["a" * 100_000])
+    columns = {"request_id": ids, "label": np.ones(rows, np.int8), "row": np.arange(rows)}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = labels_of(tmp_path / "a.parquet")
+    assert len(found) == rows
+    assert found[0] == ("a" * 100_000, 1)
+    assert len({key for key, _ in found}) == rows
+    assert max(len(key) for key, _ in found[1:]) < 100
+
+
+def test_columns_of_lists_are_no_labels(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"request_id": ["a"], "label": [[1]]}), tmp_path / "a.parquet")
+    with pytest.raises(MalformedRequestError, match="no single values"):
+        labels_of(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"request_id": ["a"]}), tmp_path / "b.parquet")
+    with pytest.raises(MalformedRequestError, match="columns request_id and label"):
+        labels_of(tmp_path / "b.parquet")
+
+
+# -- values that a model's clients send
+
+
+def odd(rows: int, first: object, second: object, score: object = None) -> Block:
+    """A block whose groups begin with two odd values, and whose scores with one."""
+    made = scored(rows, 3)
+    sex = made.sex.copy()
+    sex[0], sex[1 : rows // 3] = first, second
+    said = np.where(np.arange(rows) < rows // 3, 0, made.said)
+    p = made.p.astype(object)
+    p[0] = p[0] if score is None else score
+    inputs, outputs = {"x": made.x, "sex": sex}, {"p": p, "said": said}
+    return block_of(0, rows=rows, ids=True, inputs=inputs, outputs=outputs)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("text", ["\ud800", "\ud800" * 300])
+def test_groups_with_lone_surrogates_reach_the_report(
+    tmp_path: Path, text: str, labels: bool
+) -> None:
+    world = World(tmp_path, PROFILE)
+    world.blocks.write(odd(3000, 5, text))
+    world.run(world.monitor(labels=tmp_path / "labels" if labels else None))
+    assert sum(report.counts.rows for report in world.notes.reports) == 3000
+    reasons = [text for report in world.notes.reports for text in report.verdict.besides]
+    assert any("selection 0.000 (?" in text for text in reasons)
+
+
+def test_a_score_beyond_every_float_is_no_number(tmp_path: Path) -> None:
+    world = World(tmp_path, PROFILE)
+    world.blocks.write(odd(500, "f", "m", score=10**400))
+    world.run(world.monitor())
+    assert [report.counts.rows for report in world.notes.reports] == [500]
