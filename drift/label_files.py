@@ -5,7 +5,8 @@ A file is Parquet (``.parquet``), JSON lines (``.jsonl``) or CSV (``.csv``) with
 the order of their names. One that was read goes to ``read/`` once the state is saved that counted
 its labels; one that cannot be read, or is too large (256 MiB, 1 GiB unpacked, 5,000,000 rows), goes
 to ``refused/``. There it gets a number where another has its name. Write a file elsewhere and move
-it in whole: a name that begins with a dot is left alone.
+it in whole: a name that begins with a dot is left alone. A label of a CSV is a text; which class or
+number it means, the profile knows (``drift.known_classes``).
 
 A file is known by its *mark*: name, size, time of the last change and inode. Another file by the
 same name is another file; one that was changed after it was read is read again, and what it said
@@ -25,7 +26,6 @@ import io
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 from stat import S_ISREG
@@ -181,17 +181,7 @@ def _csv(data: bytes) -> Iterator[Row]:
     if not {"request_id", "label"} <= set(rows.fieldnames or ()):
         raise ValueError("its first line does not name request_id and label")
     for row in rows:
-        yield row["request_id"], _as_meant(row["label"]), row.get("row")
-
-
-def _as_meant(text: str | None) -> Any:
-    """CSV has texts alone; a number is meant as one, nothing as missing."""
-    if text is None or text == "":
-        return None
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return {"true": True, "false": False}.get(text.lower(), text)
+        yield row["request_id"], row["label"] or None, row.get("row")
 
 
 def _json_lines(data: bytes) -> Iterator[Row]:

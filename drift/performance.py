@@ -41,6 +41,7 @@ from drift.group_counts import (
     is_missing,
     merged,
 )
+from drift.known_classes import KnownClasses
 from drift.labels import Labels, LabelSums, Scalar, row_key
 from drift.profile import DriftProfile
 from drift.report import Performance
@@ -88,6 +89,7 @@ class PerformanceWatch:
                     "fit the profile with performance= (drift.sections.fit_performance)",
                 )
             self.labels = Labels(section.errors, positive=self._positive, most=most_waiting)
+        self._classes = KnownClasses(() if section is None else section.classes)
         self._open: dict[int, EstimatedSums] = {}
         self._carried = EstimatedSums()
         self._rate = ErrorRate()
@@ -178,9 +180,9 @@ class PerformanceWatch:
                 )
 
     def label(self, key: str, label: Any) -> None:
-        """A label that came."""
+        """A label that came, of whatever type."""
         assert self.labels is not None
-        self.labels.label(key, label)
+        self.labels.label(key, self._classes.meant(label))
         self.changed = True
 
     def closed(self, index: int, *, judged: bool) -> tuple[Performance, Facts]:

@@ -205,8 +205,8 @@ def test_a_section_of_somebody_else_is_refused() -> None:
 def test_labels_from_each_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("request_id,row,label\nr-1,0,1\nr-1,2,0.5\nr-2,,yes\nr-3,0,\n")
     assert labels_of(tmp_path / "a.csv") == [
-        ("r-1", 1),
-        ("r-1#2", 0.5),
+        ("r-1", "1"),
+        ("r-1#2", "0.5"),
         ("r-2", "yes"),
         ("r-3", None),
     ]
@@ -238,7 +238,7 @@ def test_a_file_that_holds_no_labels_is_put_aside(tmp_path: Path, name: str, tex
     assert found is not None
     mark, labels = found
     assert mark.endswith("/z.csv")
-    assert labels == [("r-1", 1)]
+    assert labels == [("r-1", "1")]
     assert (tmp_path / "refused" / name).is_file()
     assert folder.put_away([mark]) == []
     assert (tmp_path / "read" / "z.csv").is_file()
