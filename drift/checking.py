@@ -55,7 +55,8 @@ class Asked:
 
     Attributes:
         window: Rows of a window; 0: the profile's.
-        label: The column that holds true values; empty: none.
+        label: The column that holds true values; empty: none. Without a section ``performance`` in
+            the profile nothing is said of them.
         time: The column that holds times; empty: none, and rows count as of now.
         ignored: Columns that are neither inputs nor outputs.
         first_index: Of the first window.

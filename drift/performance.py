@@ -136,14 +136,16 @@ class PerformanceWatch:
         Args:
             index: Of the window.
             columns: Inputs and outputs.
-            labels: (rows,) true values, missing ones None or NaN; None: there are none.
+            labels: (rows,) true values, missing ones None or NaN; None: there are none. They count
+                where the profile has errors to compare them with.
             time_ms: (rows,) of each.
         """
-        keys = None
-        if self.labels is not None and labels is not None:
-            keys = [f"{index}#{row}" for row in range(len(labels))]
+        if self.labels is None or labels is None:
+            self._count(index, columns, columns, None, time_ms)
+            return
+        keys = [f"{index}#{row}" for row in range(len(labels))]
         self._count(index, columns, columns, keys, time_ms)
-        for key, label in zip(keys or (), labels or (), strict=True):
+        for key, label in zip(keys, labels, strict=True):
             if not is_missing(label):
                 self.label(key, label)
 

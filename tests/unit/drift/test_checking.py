@@ -364,3 +364,12 @@ def test_without_a_sample_nothing_confirms_and_the_verdict_stands(
     (report,) = Check(version).reports(path, Asked(label="bad"))
     assert report.verdict.level is Level.ALERT
     assert not report.findings
+
+
+def test_labels_say_nothing_where_the_profile_has_no_errors(world: World, tmp_path: Path) -> None:
+    profile = replace(world.profile, performance=None, fairness=None)
+    version = replace(world.version, profile=profile)
+    path = _written(world.live(), tmp_path / "rows.parquet")
+    reports = list(Check(version).reports(path, Asked(label="bad")))
+    assert [one.verdict.level for one in reports] == [Level.OK] * 2
+    assert all(one.performance.labelled == 0 for one in reports)
