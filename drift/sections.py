@@ -198,7 +198,10 @@ def fit_performance(
             ``probabilities``.
         probabilities: Outputs in the order of ``classes``, or the positive class's alone. None for
             a regression, and for a classifier that has none: its accuracy is not estimated then.
-        classes: In the order of ``probabilities``; default: the labels' own, sorted.
+        classes: In the order of ``probabilities``; default: the labels' own, sorted. ``()`` says
+            that it is a regression. Without probabilities that is the default where more than two
+            different numbers are labels, and they are floats, or predictions have fractions, or
+            more than half of the labels differ from all others before them.
         positive: Of two classes; default: the second.
         threshold: Of the positive class's probability.
         window: Rows of a reference window.
@@ -214,9 +217,17 @@ def fit_performance(
             f"name columns of {', '.join(map(str, outputs))} as prediction= or probabilities=",
         )
     truth = [one.item() if isinstance(one, np.generic) else one for one in np.asarray(labels)]
-    numbers = all(isinstance(one, float) for one in truth)
-    if classes is None and not probabilities and numbers and len(set(truth)) > 2:
-        errors = ErrorReference.of_numbers(_numbers(outputs[prediction]).tolist(), truth)
+    if classes is None and not probabilities and _are_amounts(truth, outputs[prediction]):
+        classes = ()
+    if classes is not None and not len(classes):
+        if probabilities or any(isinstance(one, str) for one in truth):
+            raise _mistake(
+                "probabilities, or labels that are texts, of a regression",
+                "pass the classes, or leave classes= out",
+            )
+        errors = ErrorReference.of_numbers(
+            _numbers(outputs[prediction]).tolist(), _numbers(truth).tolist()
+        )
         return PerformanceSection(prediction, (), (), None, NotEstimated(), errors)
     if classes is None:
         try:
@@ -284,6 +295,23 @@ def fit_fairness(
             attribute=one.attribute,
         )
     return FairnessSection(positive, tuple(bounds), reference)
+
+
+def _are_amounts(truth: list[Any], predictions: Any) -> bool:
+    """Whether labels are numbers that a regression is wrong about by more or less."""
+    if not all(map(_is_number, truth)) or (different := len(set(truth))) <= 2:
+        return False
+    said = _numbers(predictions)
+    fractions = np.isfinite(said) & (said != np.floor(said))
+    return (
+        all(isinstance(one, float) for one in truth)
+        or bool(fractions.any())
+        or 2 * different > len(truth)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _numbers(values: Any) -> NDArray[np.float64]:
