@@ -29,6 +29,7 @@ from drift.embedding import Embedding, presence_of
 from drift.profile import Calibration, Column, DriftProfile, Pii, Role, is_component_part
 from drift.psi import psi
 from drift.rules import Rules
+from drift.sections import FAIRNESS, FairnessSection
 from drift.sequential import DirichletBets
 from drift.tables import Table, columns_of, one_dimensional
 from governance.errors import MalformedRequestError
@@ -90,6 +91,7 @@ def fit_profile(
 
     Raises:
         MalformedRequestError: names what is wrong with the rows.
+        ConfigurationError: fairness is asked of a column whose groups do not leave.
     """
     if not 1 <= bins <= _MOST_BINS:
         raise MalformedRequestError(f"bins={bins} ranges cannot be made", "pass bins=10")
@@ -179,7 +181,7 @@ def fit_profile(
             live = together.columns(said, _length(later))
         for name, values in together.columns(parts, rows).items():
             fit(name, "component", values, None if live is None else live[name], ~chooses)
-    return DriftProfile(
+    profile = DriftProfile(
         model=model,
         columns=tuple(fitted),
         rows=rows,
@@ -193,6 +195,11 @@ def fit_profile(
         fairness=fairness,
         components=together,
     )
+    if fairness is not None and fairness.get("format") == FAIRNESS:
+        section = FairnessSection.of(profile)
+        assert section is not None
+        section.require_seen(profile)
+    return profile
 
 
 class _Windows:

@@ -21,6 +21,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,6 +44,7 @@ from drift.group_counts import (
 )
 from drift.known_classes import KnownClasses
 from drift.labels import Labels, LabelSums, Scalar, row_key
+from drift.personal_groups import shown_groups
 from drift.profile import DriftProfile
 from drift.report import Performance
 from drift.sections import FairnessSection, PerformanceSection
@@ -50,6 +52,8 @@ from drift.verdict import Facts
 from governance.errors import ConfigurationError
 
 __all__ = ["PerformanceWatch"]
+
+_log = logging.getLogger(__name__)
 
 Columns = Mapping[str, Any]
 Groups = dict[str, dict[str, GroupCounts]]
@@ -75,6 +79,8 @@ class PerformanceWatch:
         self._profile = profile
         self.section = section = PerformanceSection.of(profile)
         self._fair = FairnessSection.of(profile)
+        for why, remedy in self._fair.unseen(profile) if self._fair else ():
+            _log.warning("%s: %s: %s", profile.model, why, remedy)
         found = None if section is None else section.estimated
         self._estimated = found if isinstance(found, Estimated) else None
         self._positive: Scalar = 1 if self._fair is None else self._fair.positive
@@ -167,7 +173,7 @@ class PerformanceWatch:
             sums = self._estimated.sums(scores, answers)
             self._open[index] = self._open.get(index, EstimatedSums()) + sums
         attributes = {
-            one.attribute: np.asarray(inputs[one.attribute]).tolist()
+            one.attribute: shown_groups(self._profile, one.attribute, inputs[one.attribute])
             for one in self._bounds
             if one.attribute in inputs
         }

@@ -16,7 +16,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,14 +28,23 @@ from drift.confidences import Class
 from drift.error_rate import ErrorReference
 from drift.estimated import Estimated, NotEstimated, estimated_from_dict, fit_estimated
 from drift.fairness import FairnessBounds
-from drift.group_counts import GroupCounts, count_groups, counts_from_dict, counts_to_dict
+from drift.group_counts import (
+    MISSING,
+    OTHERS,
+    GroupCounts,
+    count_groups,
+    counts_from_dict,
+    counts_to_dict,
+    group_name,
+)
+from drift.personal_groups import group_bins, shown_groups, unseen
 from drift.profile import DriftProfile
 from governance.errors import ConfigurationError, GovernanceError
 
-__all__ = ["FairnessSection", "PerformanceSection", "fit_fairness", "fit_performance"]
+__all__ = ["FAIRNESS", "FairnessSection", "PerformanceSection", "fit_fairness", "fit_performance"]
 
 _PERFORMANCE = "chancery.drift-performance/v1"
-_FAIRNESS = "chancery.drift-fairness/v1"
+FAIRNESS = "chancery.drift-fairness/v1"
 
 Columns = Mapping[str, Any]
 
@@ -150,7 +159,7 @@ class FairnessSection:
     def to_dict(self) -> dict[str, Any]:
         """For the profile."""
         return {
-            "format": _FAIRNESS,
+            "format": FAIRNESS,
             "positive": self.positive,
             "bounds": [one.to_dict() for one in self.bounds],
             "reference": {name: counts_to_dict(one) for name, one in self.reference.items()},
@@ -167,7 +176,7 @@ class FairnessSection:
         if document is None:
             return None
         try:
-            if document["format"] != _FAIRNESS:
+            if document["format"] != FAIRNESS:
                 raise ValueError(f"its format is {document['format']!r}")
             return cls(
                 document["positive"],
@@ -176,6 +185,32 @@ class FairnessSection:
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _unreadable("fairness", error) from error
+
+    def unseen(self, profile: DriftProfile) -> Iterator[tuple[str, str]]:
+        """Attributes whose groups what is served does not show: why, and what to do about it."""
+        for name in (one.attribute for one in self.bounds):
+            if unseen(profile, name):
+                yield (
+                    f"fairness is asked of {name!r}, of whose values nothing leaves",
+                    "fit the profile with pii='bin' of it, or ask nothing of it",
+                )
+            elif (bins := group_bins(profile, name)) is not None:
+                shown = {MISSING, OTHERS, *map(group_name, bins.names)}
+                if not set(self.reference.get(name, ())) <= shown:
+                    yield (
+                        f"fairness is asked of {name!r}, which leaves as its bin, and the "
+                        "reference's groups are other ones",
+                        "fit the profile first, and its fairness with fit_fairness(profile=)",
+                    )
+
+    def require_seen(self, profile: DriftProfile) -> None:
+        """That what is served shows every attribute's groups.
+
+        Raises:
+            ConfigurationError: names one of which it does not.
+        """
+        for why, remedy in self.unseen(profile):
+            raise _mistake(why, remedy)
 
 
 def fit_performance(
@@ -274,11 +309,20 @@ def fit_fairness(
     bounds: Sequence[FairnessBounds],
     *,
     positive: Class = 1,
+    profile: DriftProfile | None = None,
 ) -> FairnessSection:
     """Of the same rows.
 
+    Args:
+        features: The reference's.
+        predictions, labels: (n,) classes.
+        bounds: Of attributes, which are features.
+        positive: The class that selects.
+        profile: Of the model, where attributes are personal (``pii``): their groups are its bins
+            then, as they are when it is served.
+
     Raises:
-        ConfigurationError: an attribute is no feature.
+        ConfigurationError: an attribute is no feature, or masked.
     """
     reference = {}
     for one in bounds:
@@ -287,14 +331,20 @@ def fit_fairness(
                 f"fairness is asked of {one.attribute!r}, which is no feature",
                 f"the features are {', '.join(list(map(str, features))[:20])}",
             )
+        values = features[one.attribute]
         reference[one.attribute] = count_groups(
-            np.asarray(features[one.attribute]).tolist(),
+            np.asarray(values).tolist()
+            if profile is None
+            else shown_groups(profile, one.attribute, values),
             predictions,
             None if labels is None else np.asarray(labels).tolist(),
             positive=positive,
             attribute=one.attribute,
         )
-    return FairnessSection(positive, tuple(bounds), reference)
+    section = FairnessSection(positive, tuple(bounds), reference)
+    if profile is not None:
+        section.require_seen(profile)
+    return section
 
 
 def _are_amounts(truth: list[Any], predictions: Any) -> bool:
@@ -328,7 +378,7 @@ def _numbers(values: Any) -> NDArray[np.float64]:
 
 
 def _mistake(text: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"the profile's performance: {text}", remedy)
+    return ConfigurationError(f"the profile's performance or fairness: {text}", remedy)
 
 
 def _unreadable(section: str, error: Exception) -> GovernanceError:

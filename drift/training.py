@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -41,7 +42,7 @@ from drift.model_profile import FILE
 from drift.profile import DriftProfile
 from drift.reference import FILE as REFERENCE_FILE
 from drift.reference import reference_parquet
-from drift.sections import fit_fairness, fit_performance
+from drift.sections import FairnessSection, fit_fairness, fit_performance
 from drift.tables import Table, columns_of
 from governance.errors import (
     ConfigurationError,
@@ -110,6 +111,7 @@ def fit_with_reference(
             "pass labels= of held-out rows, or name none of them",
         )
     sections: dict[str, Any] = {}
+    personal: Callable[..., FairnessSection] | None = None
     if labels is not None:
         truth = np.asarray(labels)
         rows = len(next(iter(inputs.values()), ()))
@@ -136,13 +138,18 @@ def fit_with_reference(
             answers = section.predicted(ordered)
             assert answers is not None  # the outputs that it names were there to fit it
             selects = positive if positive is not None else section.positive
-            sections["fairness"] = fit_fairness(
+            fit_groups = partial(
+                fit_fairness,
                 present,
                 answers,
                 truth[order],
                 fairness,
                 positive=1 if selects is None else selects,
-            ).to_dict()
+            )
+            if any((more.get("pii") or {}).get(one.attribute) for one in fairness):
+                personal = fit_groups  # as the profile's bins, once there are any
+            else:
+                sections["fairness"] = fit_groups().to_dict()
             more["protected"] = tuple(
                 dict.fromkeys([*more.get("protected", ()), *(b.attribute for b in fairness)])
             )
@@ -156,6 +163,8 @@ def fit_with_reference(
         **more,
         **sections,
     )
+    if personal is not None:
+        profile = replace(profile, fairness=personal(profile=profile).to_dict())
     vectors = columns_of(embeddings, "embeddings")
     sample = reference_parquet(profile, {**inputs, **said, **vectors}) if reference else None
     return Fitted(profile, sample)
