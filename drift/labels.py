@@ -62,8 +62,10 @@ Scalar = str | int | float | bool | None
 
 
 def row_key(request_id: str, row: int = 0) -> str:
-    """Where the label of a request's row belongs; the first row's is the request's id itself."""
-    return f"{_short(request_id)}#{row}" if row else request_id
+    """Where the label of a request's row belongs; the first row's is the request's id itself,
+    unless that would look like another request's row."""
+    text = _short(request_id)
+    return f"{text}#{row}" if row or "#" in text else text
 
 
 @dataclass(frozen=True, slots=True)

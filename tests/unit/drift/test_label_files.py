@@ -202,9 +202,9 @@ def test_rows_that_share_a_long_text_take_no_room_of_their_own(tmp_path: Path) -
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     found = labels_of(tmp_path / "a.parquet")
     assert len(found) == rows
-    assert found[0] == ("a" * 100_000, 1)
+    assert found[0][1] == 1
     assert len({key for key, _ in found}) == rows
-    assert max(len(key) for key, _ in found[1:]) < 100
+    assert max(len(key) for key, _ in found) < 100
 
 
 def test_columns_of_lists_are_no_labels(tmp_path: Path) -> None:

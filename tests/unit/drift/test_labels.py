@@ -130,6 +130,8 @@ def test_memory_is_bounded_and_the_oldest_give_way() -> None:
 
 def test_rows_of_a_request_have_keys_of_their_own() -> None:
     assert [row_key("r", row) for row in range(3)] == ["r", "r#1", "r#2"]
+    ids = ["r", "r#0", "r#1", "r#1#0", "#", "#1", "r#", "r##1", "k" * 300, "k" * 300 + "#1"]
+    assert len({row_key(one, row) for one in ids for row in range(3)}) == 3 * len(ids)
 
 
 def test_long_ids_stay_apart() -> None:
