@@ -31,8 +31,9 @@ PURE = {
     "drift": {
         "bins", "calibration", "components", "confidences", "cuts", "cutter", "documents",
         "embedding", "error_rate", "estimated", "fairness", "fitting", "group_counts",
-        "intervals", "labels", "layout", "profile", "psi", "rules", "sections",
-        "quality", "seen_numbers", "sequential", "tables", "verdict", "window",
+        "intervals", "known_classes", "labels", "layout", "personal_groups", "profile",
+        "psi", "quality", "rules", "sections", "seen_numbers", "sequential", "tables",
+        "verdict", "window",
     },
     "serve": {
         "arm_config", "bets", "config", "coverage", "delta", "evidence", "judge", "parsing",
