@@ -55,7 +55,7 @@ _CONTINUES = 0xFFFFFFFF
 _NO_SUM = "00000000"
 _DEEPEST = 64  # lists in lists: Python gives up on some thousands of them, wherever it meets them
 _TOO_DEEP = "lists within lists"
-_LONGEST = 300  # digits
+_LONGEST = 4_300  # digits that Python reads into a whole number
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,7 +373,7 @@ def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def _whole(text: str) -> int | float:
-    """Of any length; beyond what a double holds it is infinite."""
+    """Of any length; one too long to be read is infinite."""
     return int(text) if len(text) <= _LONGEST else float(text)
 
 
