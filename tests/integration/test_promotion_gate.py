@@ -461,3 +461,15 @@ def test_a_registry_from_before_governance_is_adopted_at_its_first_load(
     refused(error)
     scenario.to_prod(version, "old")
     assert mlflow.pyfunc.load_model("models:/old@champion") is not None
+
+
+def test_files_that_changed_since_they_were_registered_are_not_requested(
+    scenario: Scenario,
+) -> None:
+    """The statement that people would sign names what was registered, not what lies there."""
+    version = scenario.train()
+    file = scenario.model_folder(version) / "MLmodel"
+    file.write_text(file.read_text() + "\n# changed\n")
+    with pytest.raises(RefusedError, match="are not the ones that were registered"):
+        scenario.request(version, "staging")
+    assert not [e for e in scenario.events() if e["type"] == "gates:promotion:requested"]
