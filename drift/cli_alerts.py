@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from rich.table import Table
 
 from governance.alert_records import Alert
 from governance.deployment_records import time_text
@@ -74,13 +73,28 @@ def _print(alert: Alert, *, as_json: bool) -> None:
     return None
 
 
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _watched(one: Mapping[str, Any]) -> list[str]:
+    """The last report on a version and route, in two lines."""
+    metrics, limits = one["metrics"], one.get("thresholds", {})
+    where = f"on the route {one['deployment']!r}" if one["deployment"] else "scored in batches"
+    numbers = {
+        "eSR": (metrics["esr"], limits.get("alertEsr")),
+        "PSI": (metrics["psi"], limits.get("psi")),
+        "eSR of errors": (metrics.get("errorEsr"), limits.get("alertEsr")),
+        "accuracy": (metrics["accuracy"], None),
+        "estimated accuracy": (metrics["estimatedAccuracy"], None),
+    }
+    said = [f"{name} {_against(*pair)}" for name, pair in numbers.items() if pair[0] is not None]
+    return [
+        f"version {one['version']} {where}: {one['level']}, window {one['window']}, up to "
+        f"{time_text(one['toMs'] or one['madeMs'])}, signed by {one['signedBy'] or 'nobody'}",
+        f"  {', '.join(said)}",
+    ]
 
 
-def _against(value: float | None, limit: float | None) -> str:
+def _against(value: float, limit: float | None) -> str:
     """A number, and what an alert needs."""
-    return _number(value) if limit is None else f"{_number(value)} (alert at {_number(limit)})"
+    return f"{value:.3g}" if limit is None else f"{value:.3g} (alert at {limit:.4g})"
 
 
 @click.command()
@@ -96,19 +110,9 @@ def status(model: str, uri: str, as_json: bool) -> None:
     console.print(f"{model}: {found['status']}", markup=False)
     if not found["watched"]:
         console.print("no version of it is watched", markup=False)
-    else:
-        table = Table("version", "route", "level", "window", "up to", "eSR", "PSI",
-                      "est. accuracy", "signed by")  # fmt: skip
-        for one in found["watched"]:
-            metrics, limits = one["metrics"], one.get("thresholds", {})
-            table.add_row(
-                str(one["version"]), one["deployment"] or "(batch)", one["level"],
-                str(one["window"]), time_text(one["toMs"] or one["madeMs"]),
-                _against(metrics["esr"], limits.get("alertEsr")),
-                _against(metrics["psi"], limits.get("psi")),
-                _number(metrics["estimatedAccuracy"]), one["signedBy"] or "nobody",
-            )  # fmt: skip
-        console.print(table)
+    for one in found["watched"]:
+        for line in _watched(one):
+            console.print(line, markup=False)
     for document in found["alerts"]:
         for line in describe(Alert.from_dict(document)):
             console.print(line, markup=False)

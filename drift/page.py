@@ -138,8 +138,9 @@ def page(report: WindowReport, profile: DriftProfile, history: History) -> bytes
         "Where in the data": slices(report, name, "svg"),
     }
     said = {
-        "Over time": "Both have to cross their red line for an alert, unless the profile's rules "
-        "say otherwise. The upper one says how sure it is, the lower one how large it is.",
+        "Over time": "eSR and PSI both have to cross their red line for an alert, unless the "
+        "profile's rules say otherwise; what labels prove, and fairness, alert by themselves. eSR "
+        "says how sure it is, PSI how large it is.",
         "Which columns": "Dark columns are those to look at; where a row turns dark, it began.",
         "Before and after": "Blue: the rows that the model was made from. Hatched: this window. "
         "Ranges of numbers were cut so that each holds about the same part of the reference.",

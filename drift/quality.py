@@ -6,7 +6,7 @@ reference by ``Rules.quality_share`` (0.5). Components are left out: they are ma
 
 Example::
 
-    Quality(profile).failed(counts)       # ("97 % of 'age' are faulty: 97 % missing (1 % …)",)
+    Quality(profile).failed(counts)     # ("97 % of the values of 'age' are faulty (…)",)
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ class Quality:
         shares = [int(count) / rows for count in faulty[first : first + len(faults)]]
         names = column.bins.names
         kinds = ", ".join(
-            f"{share:.3g} {names[place]}"
+            f"{100 * share:.3g} % {names[place]}"
             for share, place in zip(shares, faults, strict=True)
             if share >= _TOLD
         )
         return (
-            f"of column {column.name!r} a share of {sum(shares):.3g} is faulty ({kinds}), "
-            f"{self._before[at]:.3g} in the reference"
+            f"{100 * sum(shares):.3g} % of the values of {column.name!r} are faulty ({kinds}), "
+            f"{100 * self._before[at]:.3g} % in the reference"
         )
 
 

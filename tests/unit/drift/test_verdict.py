@@ -224,11 +224,11 @@ def test_what_others_find_counts_while_the_columns_are_calm(
 @pytest.mark.parametrize(
     ("column", "values", "told"),
     [
-        ("amount", np.full(500, np.nan), "1 missing"),
-        ("amount", np.full(500, "12,50", dtype=object), "1 unparsable"),
-        ("amount", np.full(500, 1e9), "1 above"),
-        ("town", np.full(500, "Atlantis", dtype=object), "1 unseen"),
-        ("score", np.full(500, np.nan), "1 missing"),
+        ("amount", np.full(500, np.nan), "100 % missing"),
+        ("amount", np.full(500, "12,50", dtype=object), "100 % unparsable"),
+        ("amount", np.full(500, 1e9), "100 % above"),
+        ("town", np.full(500, "Atlantis", dtype=object), "100 % unseen"),
+        ("score", np.full(500, np.nan), "100 % missing"),
     ],
 )
 def test_a_column_that_is_mostly_faulty_proposes_a_quarantine(
@@ -238,7 +238,7 @@ def test_a_column_that_is_mostly_faulty_proposes_a_quarantine(
     rows[column] = values
     verdict = Judge(PROFILE).step(_window(0, rows))
     (reason,) = verdict.quarantine
-    assert reason.startswith(f"data quality: of column '{column}' a share of 1 is faulty (")
+    assert reason.startswith(f"data quality: 100 % of the values of '{column}' are faulty (")
     assert told in reason
     assert reason in verdict.reasons
 
@@ -254,7 +254,7 @@ def test_faults_count_beyond_those_of_the_reference() -> None:
     verdict = judge.step(_window(1, most, profile))
     assert len(verdict.besides) == 6
     assert verdict.besides[-1] == "data quality: and 2 columns more"
-    assert "0.91 missing" in verdict.besides[0]
+    assert "91 % missing" in verdict.besides[0]
 
 
 def test_acknowledging_starts_anew() -> None:
