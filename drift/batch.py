@@ -28,7 +28,7 @@ from drift.cutter import LATEST_MS
 from drift.privacy import Action, Privacy
 from governance.errors import ConfigurationError, MalformedRequestError
 
-__all__ = ["Batch", "blocks_of_frame", "blocks_of_parquet", "require_times"]
+__all__ = ["Batch", "blocks_of_frame", "blocks_of_parquet", "times_of"]
 
 Columns = Mapping[str, Any]
 
@@ -170,19 +170,11 @@ def _times(columns: Columns, batch: Batch, rows: int, name: str) -> Column:
         return np.full(rows, batch.clock(), dtype=np.int64)
     values = columns[batch.time]
     values = values.to_numpy() if hasattr(values, "to_numpy") else np.asarray(values)
-    if values.dtype.kind == "M" and not np.isnat(values).any():
-        values = values.astype("datetime64[ms]").astype(np.int64)
-    if values.dtype.kind not in "iu":
-        raise MalformedRequestError(
-            f"{name}: column {batch.time!r} holds no times",
-            "give whole milliseconds since the epoch, or dates, one for every row",
-        )
-    require_times(values, batch.time, name)
-    return values.astype(np.int64)
+    return times_of(values, batch.time, name)
 
 
-def require_times(values: NDArray[np.integer[Any]], column: str, name: str) -> None:
-    """That whole numbers are milliseconds of the years 1970 to 9999.
+def times_of(values: NDArray[Any], column: str, name: str) -> NDArray[np.int64]:
+    """Dates, or whole numbers of milliseconds, of the years 1970 to 9999, as milliseconds.
 
     Args:
         values: (n,) of rows.
@@ -190,10 +182,18 @@ def require_times(values: NDArray[np.integer[Any]], column: str, name: str) -> N
         name: Of the data, for the error.
 
     Raises:
-        MalformedRequestError: one of them is not; says what they look like.
+        MalformedRequestError: they are no times, or one is of another year; says what they look
+            like.
     """
+    if values.dtype.kind == "M" and not np.isnat(values).any():
+        values = values.astype("datetime64[ms]").astype(np.int64)
+    if values.dtype.kind not in "iu":
+        raise MalformedRequestError(
+            f"{name}: column {column!r} holds no times",
+            "give whole milliseconds since the epoch, or dates, one for every row",
+        )
     if not len(values) or (values.min() >= 0 and values.max() <= LATEST_MS):
-        return
+        return values.astype(np.int64)
     worst = int(values.min() if values.min() < 0 else values.max())
     what = next((unit for unit, most in _UNITS.items() if worst <= most), "a broken clock's times")
     raise MalformedRequestError(

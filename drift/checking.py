@@ -16,6 +16,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.batch import require_times
+from drift.batch import times_of
 from drift.catalogue import build
 from drift.checks import DETECTORS
 from drift.cutter import Rows, WindowCutter
@@ -170,16 +171,9 @@ class Check:
             return np.full(rows, self._clock(), dtype=np.int64)
         values = columns[asked.time]
         if values.dtype.kind == "O":
-            try:
+            with suppress(TypeError, ValueError):  # else they are none, as is told
                 values = values.astype("datetime64[ms]")
-            except (TypeError, ValueError) as error:
-                raise _no_times(path, asked.time) from error
-        if values.dtype.kind == "M" and not np.isnat(values).any():
-            values = values.astype("datetime64[ms]").astype(np.int64)
-        if values.dtype.kind not in "iu":
-            raise _no_times(path, asked.time)
-        require_times(values, asked.time, str(path))
-        return values.astype(np.int64)
+        return times_of(values, asked.time, str(path))
 
     def _confirm(
         self, columns: Columns, index: int
@@ -208,10 +202,3 @@ def _slices(reference: Sample, window: Sample, seed: int) -> tuple[Slice, ...]:
         return find_slices(ours, theirs, seed=seed)
     except GovernanceError:  # too few rows or no columns to look among: there is none to name
         return ()
-
-
-def _no_times(path: Path, name: str) -> MalformedRequestError:
-    return MalformedRequestError(
-        f"{path}: column {name!r} holds no times",
-        "give whole milliseconds since the epoch, or dates, one for every row",
-    )

@@ -258,7 +258,8 @@ class Publishing:
         if way.attempts < _ATTEMPTS:
             return
         try:
-            report, one = self._state.report(index), self._state.report(index).subject
+            report = self._state.report(index)
+            one = report.subject
             folder = subject_folder(self._aside, one.model, one.version, one.deployment)
             folder.mkdir(parents=True, exist_ok=True)
             place = folder / f"{index:016d}-{report.digest[:12]}.json"

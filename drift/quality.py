@@ -28,22 +28,17 @@ class Quality:
     """Looks at windows of one profile."""
 
     def __init__(self, profile: DriftProfile) -> None:
-        layout = profile.layout
-        self._columns = [
-            (column, _faults(column)) for column in profile.columns if column.role != "component"
-        ]
-        firsts = [
-            int(first)
-            for first, column in zip(layout.starts, profile.columns, strict=True)
-            if column.role != "component"
-        ]
-        sizes = np.array([len(faults) for _, faults in self._columns], dtype=np.int64)
-        self._starts: NDArray[np.int64] = np.cumsum(sizes) - sizes
-        self._places = np.array(
-            [first + at for first, (_, faults) in zip(firsts, self._columns, strict=True)
-             for at in faults],
-            dtype=np.int64,
-        )  # fmt: skip
+        self._columns: list[tuple[Column, tuple[int, ...]]] = []
+        starts: list[int] = []
+        places: list[int] = []
+        for first, column in zip(profile.layout.starts.tolist(), profile.columns, strict=True):
+            if column.role != "component":
+                faults = _faults(column)
+                self._columns.append((column, faults))
+                starts.append(len(places))
+                places += [first + at for at in faults]
+        self._starts = np.array(starts, dtype=np.int64)
+        self._places = np.array(places, dtype=np.int64)
         self._before = np.array(
             [
                 sum(column.counts[at] for at in faults) / max(1, sum(column.counts))

@@ -327,8 +327,8 @@ class Judge:
             reasons.append(
                 f"window {self._streak} of {rules.consecutive} in a row that meets the alert's rule"
             )
-        faults = self._quality.failed(counts)
-        besides = (*self._told(facts), *(f"data quality: {what}" for what in faults))
+        faults = tuple(f"data quality: {what}" for what in self._quality.failed(counts))
+        besides = (*self._told(facts), *faults)
         proven = bool(facts.errors_rose)
         alert = drifted or proven or facts.fairness_lasts
         warn = met or esr >= rules.warn_esr or bool(schema or besides)
@@ -374,7 +374,7 @@ class Judge:
             )
         reasons += [f"fairness: {what}" for what in facts.fairness_broken]
         reasons += [f"labels: {what}" for what in facts.errors_rose]
-        return (*reasons, *(f"data quality: {what}" for what in faults))
+        return (*reasons, *faults)
 
     def _order(self, sizes: NDArray[np.float64], log_e: NDArray[np.float64]) -> list[int]:
         """The worst columns: by PSI against the column's threshold; alike ones by the evidence.

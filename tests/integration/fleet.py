@@ -105,6 +105,11 @@ class Load:
     lost: int = 0
     slowest_s: float = 0.0
 
+    def await_answers(self, count: int) -> None:
+        """Wait until the clients have so many more."""
+        enough = self.statuses.total() + count
+        wait_for(lambda: self.statuses.total() >= enough)
+
 
 class Fleet:
     """Everything that serves, in one small cluster."""

@@ -31,7 +31,6 @@ from tests.integration.fleet import (
     HEADERS,
     ROWS,
     Fleet,
-    Load,
     agreement,
     arms_of,
     experiment,
@@ -59,12 +58,6 @@ def fleet(cluster: Fleet) -> Iterator[Fleet]:
     yield cluster
     cluster.mood("good")
     cluster.follow(cluster.plan())
-
-
-def answered(load: Load, count: int) -> None:
-    """Wait until the clients have so many answers more."""
-    enough = load.statuses.total() + count
-    wait_for(lambda: load.statuses.total() >= enough)
 
 
 def test_it_answers_like_a_scorer(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,9 +198,9 @@ def test_the_controllers_death_changes_nothing_and_no_count_is_lost(fleet: Fleet
 def test_a_killed_model_replica_costs_nobody_an_answer(fleet: Fleet) -> None:
     victim, other = fleet.pids("stable-3")
     with fleet.load(CLIENTS) as load:
-        answered(load, 100)
+        load.await_answers(100)
         fleet.kill(victim)
-        answered(load, 100)
+        load.await_answers(100)
     assert load.lost == 0
     assert set(load.statuses) == {200}
     wait_for(lambda: len(fleet.pids("stable-3")) == 2)
@@ -233,9 +226,9 @@ def test_with_no_replica_left_clients_hear_so_at_once_until_there_is_one(fleet: 
 def test_a_killed_gateway_takes_only_what_it_was_answering(fleet: Fleet) -> None:
     victim, _ = fleet.pids("gateway")
     with fleet.load(CLIENTS) as load:
-        answered(load, 100)
+        load.await_answers(100)
         fleet.kill(victim)
-        answered(load, 100)
+        load.await_answers(100)
     assert set(load.statuses) == {200}
     assert load.lost <= CLIENTS, "at most one request of each client was on its way"
     wait_for(lambda: len(fleet.pids("gateway")) == 2)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from drift.cutter import Rows, WindowCutter
+from drift.monitor import Monitor
 from drift.verdict import Level
 from governance.errors import (
     ConflictError,
@@ -344,6 +345,16 @@ def test_sinks_are_asked_in_their_order_and_none_is_forgotten(world: World) -> N
     assert order == [("first", 0), ("second", 0), ("first", 1), ("second", 1)]
 
 
+def _alarmed(world: World, alerts: Notes) -> Monitor:
+    """A monitor that has told a sink of eight shifted blocks."""
+    world.sinks = {"alerts": alerts}
+    monitor = world.monitor()
+    for i in range(8):
+        world.blocks.write(block_of(i, shift=2.5))
+    world.run(monitor)
+    return monitor
+
+
 def test_a_sink_tells_what_was_acknowledged_and_it_counts_once(world: World) -> None:
     class Alerts(Notes):
         seen: int | None = None
@@ -354,11 +365,7 @@ def test_a_sink_tells_what_was_acknowledged_and_it_counts_once(world: World) -> 
             return self.seen
 
     alerts = Alerts()
-    world.sinks = {"alerts": alerts}
-    monitor = world.monitor()
-    for i in range(8):
-        world.blocks.write(block_of(i, shift=2.5))
-    world.run(monitor)
+    monitor = _alarmed(world, alerts)
     assert monitor.status.level is Level.ALERT
     alerts.seen = 13
     world.blocks.write(block_of(8))
@@ -390,11 +397,7 @@ def test_what_was_acknowledged_in_another_life_is_no_news_and_what_is_later_is(
             return self.seen
 
     alerts = Alerts()
-    world.sinks = {"alerts": alerts}
-    monitor = world.monitor()
-    for i in range(8):
-        world.blocks.write(block_of(i, shift=2.5))
-    world.run(monitor)
+    monitor = _alarmed(world, alerts)
     for i in range(8, 10):  # well again, and nobody has seen the alarm
         world.blocks.write(block_of(i))
     world.run(monitor)
